@@ -1,0 +1,72 @@
+// LayerNorm over the last dimension, with an optional residual addition before it:
+//
+//   r    = x + residual            (rounded to row_type; r = x where there is no residual)
+//   mean = Σ r / width,   rstd = 1 / sqrt(Σ (r − mean)² / width + eps)
+//   y    = (r − mean) · rstd · weight + bias
+//
+// and backward, with x̂ = (r − mean) · rstd and g = dy · weight:
+//
+//   dx      = rstd · (g − mean(g) − x̂ · mean(g · x̂)) + dr
+//   dweight = Σ_rows dy · x̂,   dbias = Σ_rows dy
+//
+// (Ba, Kiros, Hinton: Layer Normalization, arXiv 1607.06450.) Statistics and sums are fp32.
+// Supported (x, row, weight) types: one type for all; 16-bit x and row with fp32 weight; 16-bit x
+// with fp32 row and weight.
+#pragma once
+
+#include <cstdint>
+
+#include "host/dtype.h"
+#include "host/stream.h"
+
+namespace llmjp::norm {
+
+struct LayerNormForward {
+  const void* x;         // [rows, width] of x_type
+  const void* residual;  // [rows, width] of row_type, or null
+  const void* weight;    // [width] of weight_type
+  const void* bias;      // [width] of weight_type, or null
+  void* y;               // [rows, width] of x_type, contiguous
+  void* r;               // [rows, width] of row_type, contiguous; written only with a residual
+  float* mean;           // [rows]
+  float* rstd;           // [rows]
+  int64_t rows;
+  int64_t width;
+  int64_t x_stride;  // elements from one row to the next
+  int64_t residual_stride;
+  float eps;
+  host::DType x_type;
+  host::DType row_type;
+  host::DType weight_type;
+};
+
+struct LayerNormBackward {
+  const void* dy;      // [rows, width] of x_type
+  const void* dr;      // [rows, width] of row_type, or null: the gradient that arrives at r itself
+  const void* r;       // [rows, width] of row_type: what was normalised
+  const void* weight;  // [width] of weight_type
+  const float* mean;   // [rows]
+  const float* rstd;   // [rows]
+  void* dx;            // [rows, width] of row_type, contiguous
+  void* dweight;       // [width] of weight_type
+  void* dbias;         // [width] of weight_type, or null
+  float* workspace;    // layer_norm_backward_workspace() floats
+  int64_t rows;
+  int64_t width;
+  int64_t dy_stride;  // elements from one row to the next
+  int64_t dr_stride;
+  int64_t r_stride;
+  host::DType x_type;
+  host::DType row_type;
+  host::DType weight_type;
+};
+
+void layer_norm_forward(const LayerNormForward& params, host::Stream stream);
+
+// Floats of workspace that layer_norm_backward needs on the current device for this shape and these
+// types.
+int64_t layer_norm_backward_workspace(const LayerNormBackward& params);
+
+void layer_norm_backward(const LayerNormBackward& params, host::Stream stream);
+
+}  // namespace llmjp::norm

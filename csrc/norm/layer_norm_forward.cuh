@@ -1,0 +1,209 @@
+// LayerNorm forward kernels. Formulas: layer_norm.h.
+//
+// Bytes: x (and residual) are read once, y (and r) written once; mean, rstd, weight and bias are
+// small or cached. A row of 2,048 bf16 moves 8 KB, 16 with the residual. Everything else hides
+// behind that.
+//
+// The tile kernel holds a row in registers, packed as it was loaded. Chunk c of a thread is the 16
+// bytes number c · kThreadsPerRow + thread of the row, so that a warp reads 512 consecutive bytes.
+// The variance is summed from centred values in a second pass over the registers: Σx² − (Σx)² would
+// cancel.
+//
+// The looping kernel serves rows that no tile holds or that are not 16-byte aligned. It reads the
+// row three times, of which only the first comes from memory as long as the row fits the caches.
+#pragma once
+
+#include "device/math.h"
+#include "device/reduce.h"
+#include "device/vector.h"
+#include "norm/layer_norm.h"
+#include "norm/tiles.h"
+
+namespace llmjp::norm {
+
+template <class X, class R>
+struct RowTypes {
+  static_assert(sizeof(R) >= sizeof(X), "a row is kept at least as precise as its input");
+  static constexpr int kChunk = 16 / sizeof(R);  // elements: 16 bytes of the wider type
+};
+
+// r = x + residual for one chunk, rounded to the row's type, which is what forward normalises and
+// backward reads.
+template <int kChunk, class X, class R>
+LLMJP_DEVICE device::Vector<R, kChunk> load_row_chunk(const X* x, const R* residual) {
+  using device::Vector;
+  const auto x_chunk = device::load_once<Vector<X, kChunk>>(x);
+  if constexpr (std::is_same_v<X, R>) {
+    if (residual == nullptr) return x_chunk;
+  }
+  float values[kChunk];
+  device::to_floats(x_chunk, values);
+  if (residual != nullptr) {
+    float added[kChunk];
+    device::to_floats(device::load_once<Vector<R, kChunk>>(residual), added);
+    LLMJP_UNROLL
+    for (int i = 0; i < kChunk; ++i) values[i] += added[i];
+  }
+  return device::from_floats<R>(values);
+}
+
+template <int kChunk, class X, class W>
+LLMJP_DEVICE void store_normalised(X* y, const W* weight, const W* bias, float (&values)[kChunk],
+                                   float mean, float rstd) {
+  float scale[kChunk];
+  device::load_floats(weight, scale);
+  LLMJP_UNROLL
+  for (int i = 0; i < kChunk; ++i) values[i] = (values[i] - mean) * rstd * scale[i];
+  if (bias != nullptr) {
+    float shift[kChunk];
+    device::load_floats(bias, shift);
+    LLMJP_UNROLL
+    for (int i = 0; i < kChunk; ++i) values[i] += shift[i];
+  }
+  device::store(y, device::from_floats<X>(values));
+}
+
+template <class X, class R, class W, class RowTile>
+LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(RowTile::kThreads, kForwardBlocks<RowTile>)
+    layer_norm_forward_tile_kernel(LayerNormForward p) {
+  constexpr int kChunk = RowTypes<X, R>::kChunk;
+  constexpr int kChunks = RowTile::kElements / kChunk;
+  constexpr int kWarps = RowTile::kWarpsPerRow;
+
+  const int thread = kWarps == 1 ? device::lane_index() : device::thread_index();
+  const int row_of_block = kWarps == 1 ? device::warp_index() : 0;
+  const int64_t row = int64_t{device::block_index_x()} * RowTile::kRowsPerBlock + row_of_block;
+  if (row >= p.rows)
+    return;  // whole warps, and only where a row has a warp to itself: no barrier is missed
+
+  const X* x = static_cast<const X*>(p.x) + row * p.x_stride;
+  const R* residual =
+      p.residual == nullptr ? nullptr : static_cast<const R*>(p.residual) + row * p.residual_stride;
+  const W* weight = static_cast<const W*>(p.weight);
+  const W* bias = static_cast<const W*>(p.bias);
+  X* y = static_cast<X*>(p.y) + row * p.width;
+  R* r = static_cast<R*>(p.r) + row * p.width;
+  const int chunks_per_row = static_cast<int>(p.width / kChunk);
+  const float inverse_width = 1.0f / static_cast<float>(p.width);
+  float* scratch = device::dynamic_shared<float>();  // [2][kWarps]
+
+  device::Vector<R, kChunk> held[kChunks];
+  LLMJP_UNROLL
+  for (int c = 0; c < kChunks; ++c) {
+    const int chunk = c * RowTile::kThreadsPerRow + thread;
+    if (chunk < chunks_per_row) {
+      const int column = chunk * kChunk;
+      held[c] =
+          load_row_chunk<kChunk>(x + column, residual == nullptr ? nullptr : residual + column);
+    }
+  }
+
+  float sum[1] = {0.0f};
+  LLMJP_UNROLL
+  for (int c = 0; c < kChunks; ++c) {
+    const int chunk = c * RowTile::kThreadsPerRow + thread;
+    if (chunk < chunks_per_row) {
+      if (residual != nullptr) device::store(r + chunk * kChunk, held[c]);
+      float values[kChunk];
+      device::to_floats(held[c], values);
+      LLMJP_UNROLL
+      for (int i = 0; i < kChunk; ++i) sum[0] += values[i];
+    }
+  }
+  device::block_sum<kWarps>(sum, scratch);
+  const float mean = sum[0] * inverse_width;
+
+  float squares[1] = {0.0f};
+  LLMJP_UNROLL
+  for (int c = 0; c < kChunks; ++c) {
+    if (c * RowTile::kThreadsPerRow + thread < chunks_per_row) {
+      float values[kChunk];
+      device::to_floats(held[c], values);
+      LLMJP_UNROLL
+      for (int i = 0; i < kChunk; ++i) squares[0] += (values[i] - mean) * (values[i] - mean);
+    }
+  }
+  device::block_sum<kWarps>(squares, scratch + kWarps);
+  const float rstd = device::reciprocal_sqrt(squares[0] * inverse_width + p.eps);
+
+  if (thread == 0) {
+    p.mean[row] = mean;
+    p.rstd[row] = rstd;
+  }
+  LLMJP_UNROLL
+  for (int c = 0; c < kChunks; ++c) {
+    const int chunk = c * RowTile::kThreadsPerRow + thread;
+    if (chunk < chunks_per_row) {
+      const int column = chunk * kChunk;
+      float values[kChunk];
+      device::to_floats(held[c], values);
+      store_normalised(y + column, weight + column, bias == nullptr ? nullptr : bias + column,
+                       values, mean, rstd);
+    }
+  }
+}
+
+// kChunk is 1 for rows that are not 16-byte aligned.
+template <class X, class R, class W, int kChunk>
+LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kLoopThreads, 1024 / kLoopThreads)
+    layer_norm_forward_loop_kernel(LayerNormForward p) {
+  constexpr int kWarps = kLoopThreads / device::kWarpSize;
+  constexpr int kStep = kLoopThreads * kChunk;
+
+  const int64_t row = device::block_index_x();
+  const X* x = static_cast<const X*>(p.x) + row * p.x_stride;
+  const R* residual =
+      p.residual == nullptr ? nullptr : static_cast<const R*>(p.residual) + row * p.residual_stride;
+  const W* weight = static_cast<const W*>(p.weight);
+  const W* bias = static_cast<const W*>(p.bias);
+  X* y = static_cast<X*>(p.y) + row * p.width;
+  R* r = static_cast<R*>(p.r) + row * p.width;
+  const int64_t first = int64_t{device::thread_index()} * kChunk;
+  const float inverse_width = 1.0f / static_cast<float>(p.width);
+  float* scratch = device::dynamic_shared<float>();  // [2][kWarps]
+
+  // A thread reads back only what it has itself written to r.
+  const auto load_again = [&](int64_t column, float (&values)[kChunk]) {
+    if (residual != nullptr) {
+      device::load_floats(r + column, values);
+    } else {
+      device::load_floats(x + column, values);
+    }
+  };
+
+  float sum[1] = {0.0f};
+  for (int64_t column = first; column < p.width; column += kStep) {
+    const auto chunk =
+        load_row_chunk<kChunk>(x + column, residual == nullptr ? nullptr : residual + column);
+    if (residual != nullptr) device::store(r + column, chunk);
+    float values[kChunk];
+    device::to_floats(chunk, values);
+    LLMJP_UNROLL
+    for (int i = 0; i < kChunk; ++i) sum[0] += values[i];
+  }
+  device::block_sum<kWarps>(sum, scratch);
+  const float mean = sum[0] * inverse_width;
+
+  float squares[1] = {0.0f};
+  for (int64_t column = first; column < p.width; column += kStep) {
+    float values[kChunk];
+    load_again(column, values);
+    LLMJP_UNROLL
+    for (int i = 0; i < kChunk; ++i) squares[0] += (values[i] - mean) * (values[i] - mean);
+  }
+  device::block_sum<kWarps>(squares, scratch + kWarps);
+  const float rstd = device::reciprocal_sqrt(squares[0] * inverse_width + p.eps);
+
+  if (device::thread_index() == 0) {
+    p.mean[row] = mean;
+    p.rstd[row] = rstd;
+  }
+  for (int64_t column = first; column < p.width; column += kStep) {
+    float values[kChunk];
+    load_again(column, values);
+    store_normalised(y + column, weight + column, bias == nullptr ? nullptr : bias + column, values,
+                     mean, rstd);
+  }
+}
+
+}  // namespace llmjp::norm
