@@ -1,0 +1,181 @@
+// The LayerNorm kernels on buffers of exactly the size they may touch, so that the sanitized build
+// finds any access beyond, and with every output poisoned, so that one left unwritten shows. Values
+// are checked against the formulas in double.
+#include <cmath>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "device/dtype.h"
+#include "norm/layer_norm.h"
+#include "tests/check.h"
+
+namespace {
+
+using namespace llmjp;
+
+template <class T>
+constexpr host::DType kType = host::DType::kFloat32;
+template <>
+constexpr host::DType kType<device::float16> = host::DType::kFloat16;
+template <>
+constexpr host::DType kType<device::bfloat16> = host::DType::kBFloat16;
+
+// `count` elements whose first is 16-byte aligned, or deliberately one element off, with nothing
+// behind the last.
+template <class T>
+class Buffer {
+ public:
+  Buffer(int64_t count, bool aligned, float fill) : count_(count) {
+    static_assert(__STDCPP_DEFAULT_NEW_ALIGNMENT__ >= 16, "new aligns to 16 bytes");
+    const size_t offset = aligned ? 0 : sizeof(T);
+    bytes_.reset(new char[offset + count * sizeof(T)]);
+    data_ = reinterpret_cast<T*>(bytes_.get() + offset);
+    for (int64_t i = 0; i < count; ++i) data_[i] = device::from_float<T>(fill);
+  }
+
+  T* data() { return data_; }
+  double operator[](int64_t i) const { return device::to_float(data_[i]); }
+
+  void draw(std::mt19937& random) {
+    std::normal_distribution<float> normal(0.5f, 1.0f);
+    for (int64_t i = 0; i < count_; ++i) data_[i] = device::from_float<T>(normal(random));
+  }
+
+ private:
+  std::unique_ptr<char[]> bytes_;
+  T* data_;
+  int64_t count_;
+};
+
+void check_close(double actual, double expected, double tolerance, const std::string& what) {
+  if (!(std::abs(actual - expected) <= tolerance * (1.0 + std::abs(expected)))) {
+    tests::fail(__FILE__, __LINE__,
+                what + " is " + std::to_string(actual) + ", expected " + std::to_string(expected));
+  }
+}
+
+template <class X, class R, class W>
+void check_layer_norm(int64_t rows, int64_t width, bool aligned, bool with_residual,
+                      double tolerance) {
+  std::mt19937 random(static_cast<uint32_t>(rows * 100003 + width));
+  const std::string shape = std::to_string(rows) + " x " + std::to_string(width);
+  Buffer<X> x(rows * width, aligned, 0), dy(rows * width, aligned, 0),
+      y(rows * width, aligned, NAN);
+  Buffer<R> residual(rows * width, aligned, 0), r(rows * width, aligned, NAN),
+      dr(rows * width, aligned, 0), dx(rows * width, aligned, NAN);
+  Buffer<W> weight(width, aligned, 0), bias(width, aligned, 0), dweight(width, aligned, NAN),
+      dbias(width, aligned, NAN);
+  Buffer<float> mean(rows, true, NAN), rstd(rows, true, NAN);
+  x.draw(random), dy.draw(random), residual.draw(random), dr.draw(random), weight.draw(random),
+      bias.draw(random);
+
+  norm::LayerNormForward forward{};
+  forward.x = x.data();
+  forward.residual = with_residual ? residual.data() : nullptr;
+  forward.weight = weight.data();
+  forward.bias = bias.data();
+  forward.y = y.data();
+  forward.r = with_residual ? r.data() : nullptr;
+  forward.mean = mean.data();
+  forward.rstd = rstd.data();
+  forward.rows = rows;
+  forward.width = forward.x_stride = forward.residual_stride = width;
+  forward.eps = 1e-5f;
+  forward.x_type = kType<X>;
+  forward.row_type = kType<R>;
+  forward.weight_type = kType<W>;
+  norm::layer_norm_forward(forward, nullptr);
+
+  norm::LayerNormBackward backward{};
+  backward.dy = dy.data();
+  backward.dr = with_residual ? dr.data() : nullptr;
+  backward.r = with_residual ? static_cast<const void*>(r.data()) : x.data();
+  backward.weight = weight.data();
+  backward.mean = mean.data();
+  backward.rstd = rstd.data();
+  backward.dx = dx.data();
+  backward.dweight = dweight.data();
+  backward.dbias = dbias.data();
+  backward.rows = rows;
+  backward.width = backward.dy_stride = backward.dr_stride = backward.r_stride = width;
+  backward.x_type = kType<X>;
+  backward.row_type = kType<R>;
+  backward.weight_type = kType<W>;
+  Buffer<float> workspace(norm::layer_norm_backward_workspace(backward), true, NAN);
+  backward.workspace = workspace.data();
+  norm::layer_norm_backward(backward, nullptr);
+
+  std::vector<double> dweight_sum(width, 0.0), dbias_sum(width, 0.0);
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t start = row * width;
+    const auto value = [&](int64_t i) { return with_residual ? r[start + i] : x[start + i]; };
+    double expected_mean = 0.0, variance = 0.0;
+    for (int64_t i = 0; i < width; ++i) {
+      if (with_residual)
+        check_close(r[start + i], x[start + i] + residual[start + i], tolerance, shape + " r");
+      expected_mean += value(i) / static_cast<double>(width);
+    }
+    for (int64_t i = 0; i < width; ++i)
+      variance += (value(i) - expected_mean) * (value(i) - expected_mean);
+    const double expected_rstd = 1.0 / std::sqrt(variance / static_cast<double>(width) + 1e-5);
+    double sum_g = 0.0, sum_gx = 0.0;
+    for (int64_t i = 0; i < width; ++i) {
+      const double normalised = (value(i) - expected_mean) * expected_rstd;
+      check_close(y[start + i], normalised * weight[i] + bias[i], tolerance, shape + " y");
+      sum_g += dy[start + i] * weight[i];
+      sum_gx += dy[start + i] * weight[i] * normalised;
+      dweight_sum[i] += dy[start + i] * normalised;
+      dbias_sum[i] += dy[start + i];
+    }
+    for (int64_t i = 0; i < width; ++i) {
+      const double normalised = (value(i) - expected_mean) * expected_rstd;
+      const double n = static_cast<double>(width);
+      const double expected =
+          expected_rstd * (dy[start + i] * weight[i] - sum_g / n - normalised * sum_gx / n);
+      check_close(dx[start + i], expected + (with_residual ? dr[start + i] : 0.0), tolerance,
+                  shape + " dx");
+    }
+  }
+  for (int64_t i = 0; i < width; ++i) {
+    check_close(dweight[i], dweight_sum[i], tolerance, shape + " dweight");
+    check_close(dbias[i], dbias_sum[i], tolerance, shape + " dbias");
+  }
+}
+
+// One width for every tile of forward and backward, the looping kernels beyond, and rows that fill
+// no vector.
+TEST(layer_norm_float32_stays_in_bounds_for_every_tile) {
+  for (int64_t width : {1, 4, 256, 260, 1000, 1024, 2048, 2500, 4096, 6144, 8192, 12288}) {
+    check_layer_norm<float, float, float>(5, width, true, width % 8 == 0, 2e-5);
+  }
+}
+
+TEST(layer_norm_bfloat16_stays_in_bounds_for_every_tile) {
+  for (int64_t width : {8, 512, 1024, 1600, 3072, 4096, 5120, 8192, 12288, 16384, 24576, 24584}) {
+    check_layer_norm<device::bfloat16, device::bfloat16, device::bfloat16>(3, width, true,
+                                                                           width % 16 == 0, 2e-2);
+  }
+}
+
+TEST(layer_norm_of_unaligned_rows_stays_in_bounds) {
+  for (int64_t width : {1, 7, 255, 1023, 1024}) {
+    check_layer_norm<float, float, float>(3, width, false, true, 2e-5);
+    check_layer_norm<device::float16, device::float16, float>(3, width, false, false, 4e-3);
+  }
+}
+
+TEST(layer_norm_with_a_float32_row_stays_in_bounds) {
+  for (int64_t width : {4, 1000, 5120, 16388}) {
+    check_layer_norm<device::bfloat16, float, float>(3, width, true, true, 2e-2);
+  }
+}
+
+TEST(layer_norm_walks_over_more_rows_than_groups) {
+  check_layer_norm<float, float, float>(150, 64, true, true, 2e-5);
+  check_layer_norm<device::bfloat16, device::bfloat16, float>(33, 2048, true, true, 2e-2);
+  check_layer_norm<device::float16, device::float16, device::float16>(67, 33, true, false, 1e-2);
+}
+
+}  // namespace
