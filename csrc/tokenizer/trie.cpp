@@ -1,0 +1,145 @@
+#include "tokenizer/trie.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace llmjp::tokenizer {
+
+void CharacterCodes::set(char32_t c, uint32_t code) {
+  uint16_t& page = page_of_[c >> 8];
+  if (page == 0) {
+    page = static_cast<uint16_t>(codes_.size() >> 8);
+    codes_.resize(codes_.size() + 256, kNone);
+  }
+  codes_[(size_t{page} << 8) | (c & 0xFF)] = code;
+}
+
+namespace {
+
+// Places the children of one node after another into free slots of the double array. The free slots
+// form a list in rising order. A slot that many nodes in a row could not use is taken off the list:
+// it stays empty, and building stays linear in practice.
+class Builder {
+ public:
+  Builder(std::vector<Trie::Node>& nodes, uint32_t highest_code)
+      : nodes_(nodes), highest_code_(highest_code) {
+    grow(1);
+    take(0);
+  }
+
+  // A base for children with these codes, in rising order.
+  int32_t place(const std::vector<uint32_t>& codes) {
+    int misses = 0;
+    for (int32_t slot = first_free_;; slot = next_free_[static_cast<size_t>(slot)]) {
+      if (slot < 0) {  // every free slot was tried
+        slot = static_cast<int32_t>(nodes_.size());
+        grow(nodes_.size() + highest_code_ + 1);
+      }
+      const int32_t base = slot - static_cast<int32_t>(codes.front());
+      if (base < 0) continue;
+      grow(static_cast<size_t>(base) + highest_code_ + 1);
+      const bool fits = std::all_of(codes.begin(), codes.end(), [&](uint32_t code) {
+        return is_free(base + static_cast<int32_t>(code));
+      });
+      if (fits) return base;
+      constexpr int kPatience = 64;
+      if (++misses % kPatience == 0) first_free_ = slot;
+    }
+  }
+
+  void take(int32_t slot) {
+    taken_[static_cast<size_t>(slot)] = 1;
+    const int32_t next = next_free_[static_cast<size_t>(slot)];
+    const int32_t previous = previous_free_[static_cast<size_t>(slot)];
+    if (previous >= 0) next_free_[static_cast<size_t>(previous)] = next;
+    if (next >= 0) previous_free_[static_cast<size_t>(next)] = previous;
+    if (slot == first_free_) first_free_ = next;
+    if (slot == last_free_) last_free_ = previous;
+  }
+
+ private:
+  bool is_free(int32_t slot) const { return taken_[static_cast<size_t>(slot)] == 0; }
+
+  void grow(size_t size) {
+    const size_t old = nodes_.size();
+    if (size <= old) return;
+    size = std::max(size, old + old / 2 + 256);
+    nodes_.resize(size);
+    taken_.resize(size, 0);
+    next_free_.resize(size, -1);
+    previous_free_.resize(size, -1);
+    for (size_t i = old; i < size; ++i) {
+      const auto slot = static_cast<int32_t>(i);
+      previous_free_[i] = last_free_;
+      if (last_free_ >= 0) next_free_[static_cast<size_t>(last_free_)] = slot;
+      if (first_free_ < 0) first_free_ = slot;
+      last_free_ = slot;
+    }
+  }
+
+  std::vector<Trie::Node>& nodes_;
+  uint32_t highest_code_;
+  std::vector<uint8_t> taken_;
+  std::vector<int32_t> next_free_;
+  std::vector<int32_t> previous_free_;
+  int32_t first_free_ = -1;
+  int32_t last_free_ = -1;
+};
+
+// Keys order[begin, end) share their first `depth` codes, which lead to `node`.
+struct Span {
+  int32_t node;
+  size_t begin;
+  size_t end;
+  size_t depth;
+};
+
+}  // namespace
+
+void Trie::build(const std::vector<std::u32string>& keys, const std::vector<int32_t>& ids) {
+  std::vector<uint32_t> order(keys.size());
+  std::iota(order.begin(), order.end(), 0U);
+  std::sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) { return keys[a] < keys[b]; });
+  uint32_t highest_code = 0;
+  for (const std::u32string& key : keys) {
+    for (const char32_t code : key) highest_code = std::max<uint32_t>(highest_code, code);
+  }
+
+  nodes_.clear();
+  Builder builder(nodes_, highest_code);
+  nodes_[kRoot].parent = -2;  // taken, and nobody's child
+  std::vector<Span> spans{{kRoot, 0, keys.size(), 0}};
+  std::vector<uint32_t> codes;
+  std::vector<size_t> starts;
+  for (size_t next = 0; next < spans.size(); ++next) {
+    Span span = spans[next];
+    if (span.begin < span.end && keys[order[span.begin]].size() == span.depth) {
+      nodes_[static_cast<size_t>(span.node)].id = ids[order[span.begin]];
+      ++span.begin;
+    }
+    codes.clear();
+    starts.clear();
+    for (size_t i = span.begin; i < span.end; ++i) {
+      const auto code = static_cast<uint32_t>(keys[order[i]][span.depth]);
+      if (codes.empty() || codes.back() != code) {
+        codes.push_back(code);
+        starts.push_back(i);
+      }
+    }
+    if (codes.empty()) continue;
+    starts.push_back(span.end);
+    const int32_t base = builder.place(codes);
+    nodes_[static_cast<size_t>(span.node)].base = base;
+    for (size_t i = 0; i < codes.size(); ++i) {
+      const int32_t child = base + static_cast<int32_t>(codes[i]);
+      builder.take(child);
+      nodes_[static_cast<size_t>(child)].parent = span.node;
+      spans.push_back({child, starts[i], starts[i + 1], span.depth + 1});
+    }
+  }
+  // A leaf steps from base 0, and code 0 leads to the base itself: both stay inside, and no such
+  // slot names it parent.
+  nodes_.resize(std::max(nodes_.size(), size_t{highest_code} + 1));
+}
+
+}  // namespace llmjp::tokenizer
