@@ -1,0 +1,142 @@
+// From torch tensors to what launchers take: checked element types, shapes and devices, and rows of
+// one stride. The Python functions have checked the user's arguments already; what is checked here
+// keeps a direct call of torch.ops.llmjp_ext from reading memory that is not there.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "host/dtype.h"
+
+namespace llmjp::bindings {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Throws std::runtime_error with the parts as one sentence. torch's own check macro would put the
+// path of the build machine before it.
+template <typename... Parts>
+void check(bool condition, const Parts&... parts) {
+  if (condition) [[likely]] {
+    return;
+  }
+  std::ostringstream sentence;
+  (sentence << ... << parts);
+  throw std::runtime_error(sentence.str());
+}
+
+inline std::string describe(torch::headeronly::IntHeaderOnlyArrayRef sizes) {
+  std::ostringstream text;
+  text << '[';
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    text << (i == 0 ? "" : ", ") << sizes[i];
+  }
+  text << ']';
+  return text.str();
+}
+
+inline host::DType dtype_of(const Tensor& tensor, const char* op, const char* name) {
+  const ScalarType type = tensor.scalar_type();
+  switch (type) {
+    case ScalarType::Float:
+      return host::DType::kFloat32;
+    case ScalarType::Half:
+      return host::DType::kFloat16;
+    case ScalarType::BFloat16:
+      return host::DType::kBFloat16;
+    default:
+      check(false, op, ": ", name, " must be float32, float16 or bfloat16, got ",
+            torch::headeronly::toString(type), ".");
+      return host::DType::kFloat32;
+  }
+}
+
+inline void check_dtype(const Tensor& tensor, host::DType expected, const char* op,
+                        const char* name) {
+  const host::DType type = dtype_of(tensor, op, name);
+  check(type == expected, op, ": ", name, " must be ", host::name(expected), " here, got ",
+        host::name(type), ".");
+}
+
+// `tensor` must have these sizes, and live where `like` does.
+inline void check_tensor(const Tensor& tensor, torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                         const Tensor& like, const char* op, const char* name) {
+  const auto got = tensor.sizes();
+  bool same = got.size() == sizes.size();
+  for (size_t i = 0; same && i < sizes.size(); ++i) {
+    same = got[i] == sizes[i];
+  }
+  check(same, op, ": ", name, " must have shape ", describe(sizes), ", got ", describe(got), ".");
+  check(tensor.is_cuda() == like.is_cuda() && tensor.get_device_index() == like.get_device_index(),
+        op, ": ", name, " must be on the device of the other tensors.");
+}
+
+inline void check_vector(const Tensor& tensor, int64_t length, const Tensor& like, const char* op,
+                         const char* name) {
+  check_tensor(tensor, {&length, 1}, like, op, name);
+}
+
+// A tensor seen as rows of its last dimension. Holds the tensor, which may be a copy.
+struct Rows {
+  Tensor tensor;
+  int64_t rows;
+  int64_t width;
+  int64_t stride;  // elements from one row to the next
+
+  const void* data() const { return tensor.const_data_ptr(); }
+};
+
+// Leading dimensions are merged when one stride describes them all; only otherwise, or when the
+// last dimension is not contiguous, is the tensor copied.
+inline Rows rows_of(const Tensor& tensor, const char* op, const char* name) {
+  const auto sizes = tensor.sizes();
+  const auto strides = tensor.strides();
+  check(!sizes.empty(), op, ": ", name, " must have at least one dimension, got a scalar.");
+  const int last = static_cast<int>(sizes.size()) - 1;
+  Rows result{tensor, 1, sizes[last], 0};
+  bool mergeable = sizes[last] <= 1 || strides[last] == 1;
+  bool first = true;
+  for (int i = last - 1; i >= 0; --i) {
+    if (sizes[i] != 1) {
+      if (first) {
+        result.stride = strides[i];
+        first = false;
+      } else {
+        mergeable = mergeable && strides[i] == result.stride * result.rows;
+      }
+    }
+    result.rows *= sizes[i];
+  }
+  if (first) {
+    result.stride = result.width;
+  }
+  if (!mergeable && result.rows * result.width != 0) {
+    result.tensor = torch::stable::contiguous(tensor);
+    result.stride = result.width;
+  }
+  return result;
+}
+
+// The launchers read weights, statistics and the like as plain arrays.
+inline Tensor as_array(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+inline Tensor new_vector(const Tensor& like, int64_t length, ScalarType type) {
+  return torch::stable::new_empty(like, {&length, 1}, type);
+}
+
+inline Tensor new_zero_vector(const Tensor& like, int64_t length, ScalarType type) {
+  return torch::stable::new_zeros(like, {&length, 1}, type);
+}
+
+}  // namespace llmjp::bindings
