@@ -1,0 +1,42 @@
+"""Fused CUDA kernels and a byte-fallback Unigram tokenizer for PyTorch.
+
+Names are loaded on first use: `llmjp_ext.Tokenizer` does not import torch, and an op imports
+nothing of the tokenizer. `python -m llmjp_ext` reports what was built and found, and what each op
+runs.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from llmjp_ext._version import __version__
+
+if TYPE_CHECKING:
+    from llmjp_ext import nn as nn
+    from llmjp_ext import reference as reference
+    from llmjp_ext.ops.layer_norm import layer_norm as layer_norm
+    from llmjp_ext.tokenizer import Tokenizer as Tokenizer
+
+_HOME_OF_NAME = {
+    "Tokenizer": "llmjp_ext.tokenizer",
+    "layer_norm": "llmjp_ext.ops.layer_norm",
+}
+_SUBMODULES = ("nn", "reference")
+
+__all__ = ["Tokenizer", "__version__", "layer_norm", "nn", "reference"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name from its module on first use (PEP 562)."""
+    if name in _HOME_OF_NAME:
+        value = getattr(importlib.import_module(_HOME_OF_NAME[name]), name)
+    elif name in _SUBMODULES:
+        value = importlib.import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Public names, loaded or not."""
+    return sorted({*globals(), *__all__})

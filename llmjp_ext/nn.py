@@ -1,0 +1,29 @@
+"""Modules that take the place of torch.nn's: same parameters, same state dict, fused kernels."""
+
+import torch
+from torch import Tensor
+
+from llmjp_ext.ops.layer_norm import layer_norm
+
+
+class LayerNorm(torch.nn.LayerNorm):
+    """torch.nn.LayerNorm over one last dimension, on llmjp_ext.layer_norm.
+
+    Unlike torch's it returns x's dtype under autocast too, and forward takes an optional residual:
+    then it returns (norm(r), r) with r = x + residual.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        eps: float = 1e-5,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(width, eps=eps, bias=bias, device=device, dtype=dtype)
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, residual: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        return layer_norm(x, self.weight, self.bias, self.eps, residual=residual)

@@ -1,0 +1,253 @@
+"""layer_norm: LayerNorm over the last dimension, with an optional residual addition before it.
+
+The public function checks its arguments and dispatches to torch.ops.llmjp_ext, whose CUDA kernels
+are in csrc/norm and whose CPU implementation is here. Autograd is a torch.autograd.Function around
+the raw ops rather than torch.library.register_autograd: that costs less per call, and nothing in
+inference.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from llmjp_ext import _library
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """LayerNorm of x, or of r = x + residual.
+
+    y = (r - mean(r)) / sqrt(var(r) + eps) * weight + bias, with mean and (biased) variance over the
+    last dimension in float32. Differentiable once in every tensor, including through r.
+
+    Args:
+        x: [..., width], float32, float16 or bfloat16. Rows may have any stride as long as the last
+            dimension is contiguous; anything else is copied.
+        weight: [width], of x's dtype or float32.
+        bias: [width] of weight's dtype, or None.
+        eps: added to the variance; at least 0.
+        residual: as x in shape, of x's dtype or float32. It is the residual stream: r keeps its
+            dtype, so a float32 stream stays float32 under a bfloat16 x.
+
+    Returns:
+        y, [..., width] of x's dtype (under autocast too); with a residual (y, r), r of residual's
+        dtype. Contiguous.
+
+    Raises:
+        TypeError: for a dtype that is not supported.
+        ValueError: for shapes or devices that do not fit, or a negative eps.
+
+    Source: Ba, Kiros, Hinton, "Layer Normalization", arXiv 1607.06450.
+    """
+    _check(x, weight, bias, eps, residual)
+    row_dtype = x.dtype if residual is None else residual.dtype
+    if weight.dtype != torch.float32 and row_dtype != weight.dtype:
+        # Kernels exist for a 16-bit weight only beside rows of the same type.
+        weight = weight.float()
+        bias = None if bias is None else bias.float()
+    if residual is None:
+        if _needs_grad(x, weight, bias):
+            return _LayerNorm.apply(x, weight, bias, eps)  # type: ignore[no-any-return]
+        return _library.ops.layer_norm_fwd(x, weight, bias, eps)[0]  # type: ignore[no-any-return]
+    if _needs_grad(x, weight, bias, residual):
+        return _AddLayerNorm.apply(x, residual, weight, bias, eps)  # type: ignore[no-any-return]
+    y, r, _, _ = _library.ops.add_layer_norm_fwd(x, residual, weight, bias, eps)
+    return y, r
+
+
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _check(
+    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, residual: Tensor | None
+) -> None:
+    if x.dtype not in _FLOATS:
+        raise TypeError(f"layer_norm: x must be float32, float16 or bfloat16, got {x.dtype}.")
+    if x.ndim == 0:
+        raise ValueError("layer_norm: x must have at least one dimension, got a scalar.")
+    width = x.shape[-1]
+    if weight.dtype not in (x.dtype, torch.float32):
+        raise TypeError(
+            f"layer_norm: weight must be {x.dtype} (as x) or torch.float32, got {weight.dtype}."
+        )
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if vector is None:
+            continue
+        if vector.ndim != 1 or vector.shape[0] != width:
+            raise ValueError(
+                f"layer_norm: {name} must have shape [{width}], the last dimension of x, "
+                f"got {list(vector.shape)}."
+            )
+        if vector.dtype != weight.dtype:
+            raise TypeError(
+                f"layer_norm: {name} must have weight's dtype {weight.dtype}, got {vector.dtype}."
+            )
+        if vector.device != x.device:
+            raise ValueError(
+                f"layer_norm: {name} must be on x's device {x.device}, got {vector.device}."
+            )
+    if eps < 0:
+        raise ValueError(f"layer_norm: eps must not be negative, got {eps}.")
+    if residual is None:
+        return
+    if residual.dtype not in (x.dtype, torch.float32):
+        raise TypeError(
+            f"layer_norm: residual must be {x.dtype} (as x) or torch.float32, got {residual.dtype}."
+        )
+    if residual.shape != x.shape:
+        raise ValueError(
+            f"layer_norm: residual must have x's shape {list(x.shape)}, got {list(residual.shape)}."
+        )
+    if residual.device != x.device:
+        raise ValueError(
+            f"layer_norm: residual must be on x's device {x.device}, got {residual.device}."
+        )
+
+
+class _LayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        y, mean, rstd = _library.ops.layer_norm_fwd(x, weight, bias, eps)
+        ctx.save_for_backward(x, weight, mean, rstd)
+        ctx.has_bias = bias is not None
+        return y  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, rstd = ctx.saved_tensors
+        dx, dweight, dbias = _library.ops.layer_norm_bwd(
+            dy, None, x, weight, mean, rstd, ctx.has_bias
+        )
+        return dx, dweight, dbias if ctx.has_bias else None, None
+
+
+class _AddLayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        y, r, mean, rstd = _library.ops.add_layer_norm_fwd(x, residual, weight, bias, eps)
+        ctx.save_for_backward(r, weight, mean, rstd)
+        ctx.has_bias = bias is not None
+        ctx.x_dtype = x.dtype
+        ctx.set_materialize_grads(False)
+        return y, r
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, dy: Tensor | None, dr: Tensor | None) -> tuple[Tensor | None, ...]:
+        r, weight, mean, rstd = ctx.saved_tensors
+        if dy is None:  # only r was used
+            return None if dr is None else dr.to(ctx.x_dtype), dr, None, None, None
+        # The same gradient reaches x and residual; they may differ in dtype.
+        dx, dweight, dbias = _library.ops.layer_norm_bwd(
+            dy, dr, r, weight, mean, rstd, ctx.has_bias
+        )
+        return dx.to(ctx.x_dtype), dx, dweight, dbias if ctx.has_bias else None, None
+
+
+def _rows(x: Tensor) -> int:
+    return math.prod(x.shape[:-1])
+
+
+def _fake_fwd(
+    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    mean, rstd = (x.new_empty((_rows(x),), dtype=torch.float32) for _ in range(2))
+    return x.new_empty(x.shape), mean, rstd
+
+
+def _fake_add_fwd(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    y, mean, rstd = _fake_fwd(x, weight, bias, eps)
+    return y, residual.new_empty(x.shape), mean, rstd
+
+
+def _fake_bwd(
+    dy: Tensor,
+    dr: Tensor | None,
+    r: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    has_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    width = r.shape[-1]
+    return r.new_empty(r.shape), weight.new_empty(width), weight.new_empty(width if has_bias else 0)
+
+
+def _cpu_fwd(
+    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """aten's kernel; with 16-bit x it keeps float32 statistics only beside a float32 weight."""
+    if x.numel() == 0:
+        zeros = x.new_zeros((_rows(x),), dtype=torch.float32)
+        return x.new_empty(x.shape), zeros, zeros.clone()
+    bias32 = None if bias is None else bias.float()
+    y, mean, rstd = torch.native_layer_norm(x, [x.shape[-1]], weight.float(), bias32, eps)
+    return y.contiguous(), mean.reshape(-1), rstd.reshape(-1)
+
+
+def _cpu_add_fwd(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    r = torch.add(x, residual).contiguous()
+    y, mean, rstd = _cpu_fwd(r, weight, bias, eps)
+    return y.to(x.dtype), r, mean, rstd
+
+
+def _cpu_bwd(
+    dy: Tensor,
+    dr: Tensor | None,
+    r: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    has_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    width = r.shape[-1]
+    if r.numel() == 0:
+        return (
+            r.new_empty(r.shape),
+            weight.new_zeros(width),
+            weight.new_zeros(width if has_bias else 0),
+        )
+    statistics_shape = (*r.shape[:-1], 1)
+    weight32 = weight.float()
+    dx, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
+        dy.to(r.dtype),
+        r,
+        [width],
+        mean.reshape(statistics_shape),
+        rstd.reshape(statistics_shape),
+        weight32,
+        weight32 if has_bias else None,
+        [True, True, has_bias],
+    )
+    if dr is not None:
+        dx = dx + dr
+    dbias = weight.new_empty(0) if dbias is None else dbias.to(weight.dtype)
+    return dx.contiguous(), dweight.to(weight.dtype), dbias
+
+
+for _name, _cpu, _fake in (
+    ("layer_norm_fwd", _cpu_fwd, _fake_fwd),
+    ("add_layer_norm_fwd", _cpu_add_fwd, _fake_add_fwd),
+    ("layer_norm_bwd", _cpu_bwd, _fake_bwd),
+):
+    _library.register_implementation(_name, _cpu)
+    torch.library.register_fake(f"{_library.NAMESPACE}::{_name}", _fake)
