@@ -1,0 +1,246 @@
+"""Byte-fallback Unigram tokenizer, exact to Hugging Face `tokenizers` and much faster.
+
+Reads a `tokenizer.json` of the LLM-jp kind, with the ids and text of `tokenizers` on every `str`,
+or a SentencePiece `.model`. docs/tokenizer.md states the rules, their reasons and the limits.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llmjp_ext import _tokenizer
+
+if TYPE_CHECKING:
+    from llmjp_ext.integrations.tokenizer import PreTrainedTokenizerFast
+
+Ids = Sequence[int] | npt.NDArray[np.integer]
+
+_NAMED_TOKENS = (
+    "unk_token",
+    "bos_token",
+    "eos_token",
+    "pad_token",
+    "cls_token",
+    "sep_token",
+    "mask_token",
+)
+
+
+class DecodeStream:
+    """Turns ids into text as they come; characters appear as soon as their bytes are complete."""
+
+    def __init__(self, tokenizer: _tokenizer.Tokenizer, skip_special_tokens: bool) -> None:
+        self._stream = _tokenizer.DecodeStream(tokenizer, skip_special_tokens)
+
+    def step(self, id: int) -> str:
+        """Takes the next id; returns the text that it completes, often empty within a character."""
+        return self._stream.step(int(id))
+
+    def finish(self) -> str:
+        """Ends the text: U+FFFD for each byte of an unfinished character. Then starts anew."""
+        return self._stream.finish()
+
+
+class Tokenizer:
+    """A tokenizer; immutable, and safe to use from several threads at once.
+
+    Calls release the interpreter's lock while they encode or decode. Pickling carries the file's
+    bytes, so that a copy needs no file.
+    """
+
+    def __init__(
+        self, data: bytes, format: str, *, named_tokens: dict[str, str] | None = None
+    ) -> None:
+        """From a file's bytes; use from_file() or from_pretrained() for files.
+
+        Args:
+            data: the bytes of a tokenizer.json ("json") or of a .model ("sentencepiece").
+            format: "json" or "sentencepiece".
+            named_tokens: the tokens that to_hf() names, such as {"eos_token": "</s>"}.
+
+        Raises:
+            ValueError: the file is damaged, or asks for something that is not supported.
+        """
+        self._data = data
+        self._format = format
+        self._named_tokens = dict(named_tokens or {})
+        self._native = _tokenizer.Tokenizer(data, format)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> "Tokenizer":
+        """Loads `tokenizer.json`, or a SentencePiece model from a file named `*.model`.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it is damaged, or asks for something that is not supported.
+        """
+        path = Path(path)
+        try:
+            return cls(path.read_bytes(), "sentencepiece" if path.suffix == ".model" else "json")
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_pretrained(cls, directory: str | os.PathLike[str]) -> "Tokenizer":
+        """Loads `tokenizer.json` of a model directory, and the names of its special tokens.
+
+        Raises:
+            OSError: the directory holds no tokenizer.json, or it cannot be read.
+            ValueError: a file is damaged, or asks for something that is not supported.
+        """
+        directory = Path(directory)
+        tokenizer = cls.from_file(directory / "tokenizer.json")
+        config = directory / "tokenizer_config.json"
+        if config.exists():
+            try:
+                entries = json.loads(config.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{config}: {error}") from None
+            if not isinstance(entries, dict):
+                raise ValueError(f"{config}: expected an object, found {type(entries).__name__}")
+            for name in _NAMED_TOKENS:
+                token = entries.get(name)
+                content = token.get("content") if isinstance(token, dict) else token
+                if isinstance(content, str):
+                    tokenizer._named_tokens[name] = content
+        return tokenizer
+
+    def encode(
+        self,
+        text: str,
+        pair: str | None = None,
+        add_special_tokens: bool = True,
+        encode_special_tokens: bool = False,
+    ) -> list[int]:
+        """Ids of a text, or of a pair of texts.
+
+        Args:
+            text: any str without lone surrogates.
+            pair: a second text, joined as the file's template for pairs says.
+            add_special_tokens: add what the template adds (LLM-jp: <EOD|LLM-jp> after each text).
+            encode_special_tokens: treat special tokens spelled out in the text as plain text.
+
+        Raises:
+            TypeError: `text` or `pair` is not a str, or has a lone surrogate.
+        """
+        return self._native.encode(text, pair, add_special_tokens, encode_special_tokens)
+
+    def encode_batch(
+        self,
+        texts: Iterable[str],
+        add_special_tokens: bool = True,
+        encode_special_tokens: bool = False,
+        num_threads: int | None = None,
+    ) -> list[list[int]]:
+        """encode() of each text, over `num_threads` threads (default: one per usable core).
+
+        The result does not depend on the number of threads.
+
+        Raises:
+            TypeError: `texts` is one str, or an item is not a str or has a lone surrogate.
+            ValueError: `num_threads` is below 1.
+        """
+        threads = _thread_count(num_threads)
+        return self._native.encode_batch(texts, add_special_tokens, encode_special_tokens, threads)
+
+    def encode_ragged(
+        self,
+        texts: Iterable[str],
+        add_special_tokens: bool = True,
+        encode_special_tokens: bool = False,
+        num_threads: int | None = None,
+    ) -> tuple[npt.NDArray[np.uint16] | npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
+        """As encode_batch(), without a Python object per token.
+
+        Returns:
+            ids: [total], all texts' ids one after another; uint16 if the vocabulary is smaller
+                than 65,500, else uint32.
+            offsets: [len(texts) + 1], int64; text i has ids[offsets[i]:offsets[i + 1]].
+
+        Raises:
+            As encode_batch().
+        """
+        threads = _thread_count(num_threads)
+        return self._native.encode_ragged(texts, add_special_tokens, encode_special_tokens, threads)
+
+    def decode(self, ids: Ids, skip_special_tokens: bool = True) -> str:
+        """Text of ids: a sequence of int or an integer array [n]. Ids that nothing has are dropped.
+
+        Raises:
+            TypeError: `ids` holds something else than integers.
+            ValueError: an id is negative.
+        """
+        return self._native.decode(ids, skip_special_tokens)
+
+    def decode_batch(self, sequences: Iterable[Ids], skip_special_tokens: bool = True) -> list[str]:
+        """decode() of each sequence of ids."""
+        return self._native.decode_batch(sequences, skip_special_tokens)
+
+    def decode_stream(self, skip_special_tokens: bool = True) -> DecodeStream:
+        """A decoder for ids that come one by one, as in generation."""
+        return DecodeStream(self._native, skip_special_tokens)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, added tokens included."""
+        return self._native.vocab_size
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of a piece or added token, or None."""
+        return self._native.token_to_id(token)
+
+    def id_to_token(self, id: int) -> str | None:
+        """The piece or added token of an id, or None."""
+        return self._native.id_to_token(id)
+
+    def to_hf(self) -> "PreTrainedTokenizerFast":
+        """A Transformers fast tokenizer of the same ids, for code that wants one.
+
+        The unknown token, and the end-of-text token where the template appends one, are named even
+        without a tokenizer_config.json.
+
+        Raises:
+            NotImplementedError: this tokenizer came from a SentencePiece model, whose rules for
+                literals such as "<0x41>" Hugging Face's library cannot follow.
+        """
+        if self._format != "json":
+            raise NotImplementedError(
+                "to_hf() needs a tokenizer.json; convert the SentencePiece model first"
+            )
+        from llmjp_ext.integrations.tokenizer import fast_tokenizer
+
+        names = {"unk_token": self.id_to_token(self._native.unknown_id) or ""}
+        appended = self._native.appended_ids
+        if len(appended) == 1:
+            names["eos_token"] = self.id_to_token(appended[0]) or ""
+        names.update(self._named_tokens)
+        return fast_tokenizer(self._data.decode("utf-8"), names)
+
+    def __len__(self) -> int:
+        """Same as vocab_size."""
+        return self.vocab_size
+
+    def __reduce__(self) -> tuple[Callable[..., "Tokenizer"], tuple[Any, ...]]:
+        """Pickles as the file's bytes."""
+        return _restore, (type(self), self._data, self._format, self._named_tokens)
+
+
+def _restore(
+    cls: type[Tokenizer], data: bytes, format: str, named_tokens: dict[str, str]
+) -> Tokenizer:
+    return cls(data, format, named_tokens=named_tokens)
+
+
+def _thread_count(requested: int | None) -> int:
+    if requested is None:
+        if hasattr(os, "sched_getaffinity"):
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
+    if requested < 1:
+        raise ValueError(f"num_threads must be 1 or more, got {requested}")
+    return requested
