@@ -1,0 +1,37 @@
+"""Fixtures of the kernel tests: where an op runs, and the seed."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from llmjp_ext.testing import simulated_kernels
+
+BACKENDS = ["cpu", "simt", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="no CUDA GPU in this machine")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    """Every test starts from one seed; failures print it."""
+    torch.manual_seed(2024)
+    return 2024
+
+
+@pytest.fixture(params=BACKENDS)
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The device of a test's tensors: the PyTorch implementation on the CPU, the kernels' source
+    simulated on the CPU, and the kernels on a GPU."""
+    if request.param == "simt":
+        with simulated_kernels():
+            yield "cpu"
+    else:
+        yield request.param

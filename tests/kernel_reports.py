@@ -1,0 +1,260 @@
+"""What the compiler made of the CUDA kernels, and what is expected of it.
+
+`resource_usage` and `machine_code` read a library or cubin through NVIDIA's cuobjdump (in the CUDA
+toolkit, or the Python packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm). EXPECTATIONS, keyed
+by the kernel's name, is the place to add a new kernel; a kernel without an entry fails the tests.
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ELEMENT_BYTES = {"float": 4, "float16": 2, "bfloat16": 2}
+REGISTERS_PER_MULTIPROCESSOR = 65536
+REGISTER_GRANULARITY = 8  # registers are handed out to a warp in multiples of 8 a thread
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One instantiation: its name, template arguments, and what ptxas reported."""
+
+    symbol: str
+    name: str
+    arguments: tuple[str, ...]
+    registers: int
+    stack_bytes: int
+    local_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.name}<{', '.join(self.arguments)}>"
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What the machine code of a kernel must show.
+
+    wide: how many 16-byte accesses an instantiation must at least have, by opcode (LDG global load,
+    STG global store, LDGSTS asynchronous copy to shared memory).
+    narrow: how many accesses may be smaller than the element chunk, by opcode; chunks are 16 bytes
+    of the row's type, so an input half as wide moves 8 bytes at a time. None: not restricted.
+    """
+
+    wide: Callable[[Kernel], dict[str, int]] = field(default=lambda kernel: {})
+    narrow: Callable[[Kernel], dict[str, int] | None] = field(default=lambda kernel: None)
+
+
+def chunk_of(kernel: Kernel) -> int:
+    """Elements that a thread of a LayerNorm kernel moves at once: 16 bytes of the row's type."""
+    return 16 // ELEMENT_BYTES[kernel.arguments[1]]
+
+
+def tile_chunks(kernel: Kernel) -> int:
+    """Chunks of a row that one thread holds, by the last argument Tile<warps, elements>."""
+    match = re.fullmatch(r"Tile<(\d+), ?(\d+) ?>", kernel.arguments[-1])
+    assert match is not None, f"{kernel}: the last template argument is not a tile"
+    return int(match[2]) // chunk_of(kernel)
+
+
+def is_scalar(kernel: Kernel) -> bool:
+    """Whether this instantiation serves rows that are not 16-byte aligned."""
+    return kernel.arguments[-1] == "1"
+
+
+EXPECTATIONS: dict[str, Expectation] = {
+    # x (and the residual) once, y once; mean and rstd are the two narrow stores.
+    "layer_norm_forward_tile_kernel": Expectation(
+        wide=lambda kernel: {"LDG": tile_chunks(kernel), "STG": tile_chunks(kernel)},
+        narrow=lambda kernel: {"LDG": 0, "STG": 2},
+    ),
+    "layer_norm_forward_loop_kernel": Expectation(
+        wide=lambda kernel: {} if is_scalar(kernel) else {"LDG": 2, "STG": 1},
+        narrow=lambda kernel: None if is_scalar(kernel) else {"LDG": 0, "STG": 2},
+    ),
+    # Rows arrive by cp.async, before the loop and inside it; mean and rstd are read narrow.
+    "layer_norm_backward_tile_kernel": Expectation(
+        wide=lambda kernel: {"LDGSTS": 2 * tile_chunks(kernel), "STG": tile_chunks(kernel)},
+        narrow=lambda kernel: {"LDG": 2, "STG": 0, "LDGSTS": 0},
+    ),
+    "layer_norm_backward_loop_kernel": Expectation(
+        wide=lambda kernel: {} if is_scalar(kernel) else {"LDG": 2, "STG": 1},
+        narrow=lambda kernel: None if is_scalar(kernel) else {"LDG": 2, "STG": 0},
+    ),
+    # Sums of a chunk's columns are stored one by one, once for a whole slab of rows.
+    "layer_norm_backward_columns_kernel": Expectation(
+        wide=lambda kernel: {} if is_scalar(kernel) else {"LDG": 1},
+        narrow=lambda kernel: (
+            None if is_scalar(kernel) else {"LDG": 2, "STG": 2 * int(kernel.arguments[-1])}
+        ),
+    ),
+    # Adds up at most a few hundred partial rows of fp32; a warp reads 32 neighbouring columns.
+    "layer_norm_backward_group_sum_kernel": Expectation(),
+}
+
+
+def find_tool(name: str) -> str | None:
+    """Path of one of NVIDIA's tools: on PATH, in CUDA_HOME, by nvcc or in a Python package."""
+    places = [os.environ.get("PATH", "")]
+    if "CUDA_HOME" in os.environ:
+        places.append(str(Path(os.environ["CUDA_HOME"], "bin")))
+    nvcc = shutil.which("nvcc")
+    if nvcc is not None:
+        places.append(str(Path(nvcc).resolve().parent))
+    namespace = importlib.util.find_spec("nvidia")
+    if namespace is not None and namespace.submodule_search_locations is not None:
+        for location in namespace.submodule_search_locations:
+            places += [str(path) for path in sorted(Path(location).glob("*/bin"))]
+    return shutil.which(name, path=os.pathsep.join(places))
+
+
+def run_cuobjdump(*arguments: str) -> str:
+    """Output of cuobjdump, which itself finds nvdisasm on PATH."""
+    tool = find_tool("cuobjdump")
+    disassembler = find_tool("nvdisasm")
+    assert tool is not None
+    assert disassembler is not None
+    path = os.pathsep.join([str(Path(disassembler).parent), os.environ.get("PATH", "")])
+    return subprocess.run(
+        [tool, *arguments],
+        env={**os.environ, "PATH": path},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+
+
+def split_arguments(text: str) -> tuple[str, ...]:
+    """Splits "float, Tile<4, 32>" at the commas outside angle brackets, without namespaces."""
+    parts = [""]
+    depth = 0
+    for character in text:
+        depth += {"<": 1, ">": -1}.get(character, 0)
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return tuple(re.sub(r"\w+::", "", part).strip() for part in parts)
+
+
+def demangle(symbols: list[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """Name and template arguments of each mangled kernel symbol, by c++filt."""
+    output = subprocess.run(
+        ["c++filt"], input="\n".join(symbols), check=True, capture_output=True, text=True
+    ).stdout
+    result = []
+    for line in output.splitlines():
+        signature = re.match(r"(?:void )?(?:\w+::)*(\w+)(?:<(.*)>)?\(", line)
+        assert signature is not None, f"not a kernel's signature: {line}"
+        result.append((signature[1], split_arguments(signature[2] or "")))
+    return result
+
+
+def only(architecture: str | None) -> list[str]:
+    """Arguments that restrict cuobjdump to e.g. "sm_80"; a cubin (None) holds one architecture."""
+    return [] if architecture is None else ["-arch", architecture]
+
+
+def resource_usage(library: Path, architecture: str | None) -> list[Kernel]:
+    """Registers, stack and local memory of every kernel in a library or cubin."""
+    output = run_cuobjdump("-res-usage", *only(architecture), str(library))
+    pattern = r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)"
+    found = re.findall(pattern, output)
+    names = demangle([symbol for symbol, *_ in found])
+    return [
+        Kernel(symbol, name, arguments, int(registers), int(stack), int(local))
+        for (symbol, registers, stack, local), (name, arguments) in zip(found, names, strict=True)
+    ]
+
+
+def launch_bounds(library: Path, architecture: str) -> dict[str, tuple[int, int]]:
+    """Threads a block and blocks a multiprocessor that each kernel symbol was compiled for.
+
+    From the PTX in `library`, so `architecture` must have been built with +PTX.
+    """
+    output = run_cuobjdump("-ptx", "-arch", architecture, str(library))
+    pattern = r"\.entry (\w+)\((?:[^{]*?)\)\s*\.maxntid (\d+), 1, 1\s*(?:\.minnctapersm (\d+))?"
+    return {
+        symbol: (int(threads), int(blocks or 1))
+        for symbol, threads, blocks in re.findall(pattern, output)
+    }
+
+
+def machine_code(library: Path, architecture: str | None) -> dict[str, Counter[str]]:
+    """How often each opcode, such as LDG.E.128, occurs in each kernel symbol.
+
+    A kernel that several translation units instantiate is counted once.
+    """
+    opcodes: dict[str, Counter[str]] = {}
+    current: Counter[str] = Counter()
+    instruction = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
+    for line in run_cuobjdump("-sass", *only(architecture), str(library)).splitlines():
+        if "Function : " in line:
+            current = opcodes[line.split("Function : ")[1].strip()] = Counter()
+        elif match := instruction.match(line):
+            current[match[1]] += 1
+    return opcodes
+
+
+def access_bits(opcode: str) -> int:
+    """Width of a memory instruction by its suffix, as in LDG.E.128; 32 where there is none."""
+    for part in reversed(opcode.split(".")):
+        if part in ("64", "128"):
+            return int(part)
+        if part in ("U8", "S8", "U16", "S16"):
+            return int(part[1:])
+    return 32
+
+
+def accesses(opcodes: Counter[str], kind: str) -> Counter[int]:
+    """How many instructions of a kind (LDG, STG, LDGSTS, ...) there are of each width in bits."""
+    widths: Counter[int] = Counter()
+    for opcode, count in opcodes.items():
+        if opcode.split(".")[0] == kind:
+            widths[access_bits(opcode)] += count
+    return widths
+
+
+def faults_in_resources(kernel: Kernel, bounds: tuple[int, int]) -> list[str]:
+    """One sentence for each thing that is wrong with a kernel's registers and memory."""
+    faults = []
+    if kernel.stack_bytes or kernel.local_bytes:
+        faults.append(
+            f"{kernel} keeps {kernel.stack_bytes} bytes of stack and {kernel.local_bytes} of local "
+            "memory a thread; everything must stay in registers"
+        )
+    threads, blocks = bounds
+    rounded = -(-kernel.registers // REGISTER_GRANULARITY) * REGISTER_GRANULARITY
+    if rounded * threads * blocks > REGISTERS_PER_MULTIPROCESSOR:
+        faults.append(
+            f"{kernel} takes {kernel.registers} registers a thread; {blocks} blocks of {threads} "
+            f"threads need at most {REGISTERS_PER_MULTIPROCESSOR // (threads * blocks)}"
+        )
+    return faults
+
+
+def faults_in_code(kernel: Kernel, opcodes: Counter[str]) -> list[str]:
+    """One sentence for each thing that is wrong with a kernel's memory instructions."""
+    expectation = EXPECTATIONS[kernel.name]
+    faults = []
+    for kind, least in expectation.wide(kernel).items():
+        found = accesses(opcodes, kind)[128]
+        if found < least:
+            faults.append(f"{kernel} has {found} 16-byte {kind}, expected at least {least}")
+    narrow = expectation.narrow(kernel)
+    if narrow is not None:
+        sizes = [ELEMENT_BYTES[name] for name in kernel.arguments[:2]]
+        chunk_bits = 128 * sizes[0] // sizes[1]
+        for kind, most in narrow.items():
+            widths = accesses(opcodes, kind)
+            found = sum(count for bits, count in widths.items() if bits < chunk_bits)
+            if found > most:
+                faults.append(
+                    f"{kernel} has {found} {kind} narrower than {chunk_bits} bits, "
+                    f"expected at most {most}"
+                )
+    return faults

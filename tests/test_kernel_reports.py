@@ -1,0 +1,125 @@
+"""The CUDA kernels as compiled for sm_80: nothing spilled, registers as planned, 16-byte accesses.
+
+Needs no GPU, only a build with CUDA kernels and NVIDIA's cuobjdump.
+"""
+
+import shutil
+import subprocess
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import kernel_reports as reports
+from llmjp_ext import _library
+
+ARCHITECTURE = "sm_80"
+
+PLANTED = """
+namespace llmjp::norm {
+__global__ void __launch_bounds__(1024) spilling_kernel(float* data) {
+  float held[96];
+  for (int i = 0; i < 96; ++i) held[i] = data[i * 1024 + threadIdx.x];
+  for (int round = 0; round < 96; ++round) {
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < 96; ++i) held[i] = held[i] * held[(i * 7 + 1) % 96] + round;
+  }
+  for (int i = 0; i < 96; ++i) data[i * 1024 + threadIdx.x] = held[i];
+}
+template <int kWarps, int kElements>
+struct Tile;
+template <class X, class R, class W, class RowTile>
+__global__ void layer_norm_forward_tile_kernel(const float* x, float* y) {
+  for (int i = 0; i < 4; ++i) y[threadIdx.x * 4 + i] = x[threadIdx.x * 4 + i];
+}
+template __global__ void layer_norm_forward_tile_kernel<float, float, float, Tile<1, 8>>(
+    const float*, float*);
+}  // namespace llmjp::norm
+"""
+
+
+def need_tools() -> None:
+    """Skips the test where NVIDIA's binary tools are missing."""
+    for name in ("cuobjdump", "nvdisasm"):
+        if reports.find_tool(name) is None:
+            pytest.skip(f"{name} not found (pip install nvidia-cuda-{name})")
+
+
+@pytest.fixture(scope="module")
+def library() -> Path:
+    """The built _ops.so, if it holds sm_80 code with PTX."""
+    architectures = _library.build_info()["cuda_architectures"]
+    if "8.0+PTX" not in architectures.split(";"):
+        pytest.skip(f"this build holds no 8.0+PTX kernels (built: {architectures or 'none'})")
+    need_tools()
+    return _library.LIBRARY_PATH
+
+
+@pytest.fixture(scope="module")
+def kernels(library: Path) -> list[reports.Kernel]:
+    """All kernels of the library, each known to the table of expectations."""
+    found = reports.resource_usage(library, ARCHITECTURE)
+    assert found, "the library was built with CUDA but holds no kernel"
+    unknown = {kernel.name for kernel in found} - set(reports.EXPECTATIONS)
+    assert not unknown, f"kernels without an entry in tests/kernel_reports.py: {sorted(unknown)}"
+    missing = set(reports.EXPECTATIONS) - {kernel.name for kernel in found}
+    assert not missing, f"kernels expected but not in the library: {sorted(missing)}"
+    return found
+
+
+def test_nothing_spills_and_registers_fit(library: Path, kernels: list[reports.Kernel]) -> None:
+    """No kernel uses stack or local memory, and each fits the blocks it was planned for."""
+    bounds = reports.launch_bounds(library, ARCHITECTURE)
+    faults: list[str] = []
+    for kernel in kernels:
+        assert kernel.symbol in bounds, f"{kernel} has no launch bounds"
+        faults += reports.faults_in_resources(kernel, bounds[kernel.symbol])
+    assert not faults, "\n".join(faults)
+
+
+def test_memory_is_accessed_in_16_bytes(library: Path, kernels: list[reports.Kernel]) -> None:
+    """The machine code has the 16-byte loads, stores and asynchronous copies of the design."""
+    code = reports.machine_code(library, ARCHITECTURE)
+    faults: list[str] = []
+    for kernel in kernels:
+        faults += reports.faults_in_code(kernel, code[kernel.symbol])
+    assert not faults, "\n".join(faults)
+
+
+def test_planted_faults_are_seen(tmp_path: Path) -> None:
+    """A spilling kernel and a scalar copy under a known name are reported: the checks can fail."""
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc not found")
+    need_tools()
+    source = tmp_path / "planted.cu"
+    source.write_text(PLANTED)
+    cubin = tmp_path / "planted.cubin"
+    subprocess.run(
+        ["nvcc", "-cubin", "-arch", ARCHITECTURE, "-o", str(cubin), str(source)], check=True
+    )
+    kernels = {kernel.name: kernel for kernel in reports.resource_usage(cubin, None)}
+    spilling = kernels["spilling_kernel"]
+    assert "of stack" in "".join(reports.faults_in_resources(spilling, (1024, 1)))
+    crowded = replace(spilling, stack_bytes=0, local_bytes=0, registers=65)
+    assert "at most 64" in "".join(reports.faults_in_resources(crowded, (1024, 1)))
+
+    scalar = kernels["layer_norm_forward_tile_kernel"]
+    faults = reports.faults_in_code(scalar, reports.machine_code(cubin, None)[scalar.symbol])
+    assert len(faults) == 4, faults  # too few wide and too many narrow, both loads and stores
+
+
+def test_access_widths_are_read_from_opcodes() -> None:
+    """Suffixes of SASS opcodes give the width, whatever modifiers stand beside them."""
+    opcodes = Counter(
+        {
+            "LDG.E.NA.128.CONSTANT": 3,
+            "LDG.E": 2,
+            "LDG.E.U16": 1,
+            "LDGSTS.E.BYPASS.128": 5,
+            "LDG.E.64": 4,
+        }
+    )
+    assert reports.accesses(opcodes, "LDG") == {128: 3, 64: 4, 32: 2, 16: 1}
+    assert reports.accesses(opcodes, "LDGSTS") == {128: 5}
