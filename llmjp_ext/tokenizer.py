@@ -39,7 +39,7 @@ class DecodeStream:
 
     def step(self, id: int) -> str:
         """Takes the next id; returns the text that it completes, often empty within a character."""
-        return self._stream.step(int(id))
+        return self._stream.step(id)
 
     def finish(self) -> str:
         """Ends the text: U+FFFD for each byte of an unfinished character. Then starts anew."""
@@ -214,10 +214,13 @@ class Tokenizer:
             )
         from llmjp_ext.integrations.tokenizer import fast_tokenizer
 
-        names = {"unk_token": self.id_to_token(self._native.unknown_id) or ""}
-        appended = self._native.appended_ids
-        if len(appended) == 1:
-            names["eos_token"] = self.id_to_token(appended[0]) or ""
+        roles = {"unk_token": [self._native.unknown_id], "eos_token": self._native.appended_ids}
+        names = {}
+        for role, ids in roles.items():
+            token = self.id_to_token(ids[0]) if len(ids) == 1 else None
+            # A name that leads back to its id: Transformers would add any other as a new token.
+            if token is not None and self.token_to_id(token) == ids[0]:
+                names[role] = token
         names.update(self._named_tokens)
         return fast_tokenizer(self._data.decode("utf-8"), names)
 

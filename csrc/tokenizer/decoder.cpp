@@ -39,6 +39,7 @@ void append_replacing_marks(std::string_view text, std::string& out) {
 Decoder::Decoder(const Model& model)
     : entries_(model.size()),
       byte_marks_(model.spec.decode_byte_marks),
+      bytes_singly_(model.spec.decode_bytes_singly),
       strip_leading_space_(model.spec.strip_leading_space) {
   std::vector<uint8_t> exists(model.size(), 0);
   for (size_t id = 0; id < model.spec.pieces.size(); ++id) exists[id] = 1;
@@ -60,7 +61,7 @@ Decoder::Decoder(const Model& model)
   }
 }
 
-void Decoder::append_characters(std::string_view bytes, std::string& out) const {
+void Decoder::append_valid(std::string_view bytes, std::string& out) const {
   if (byte_marks_) {
     append_replacing_marks(bytes, out);
   } else {
@@ -68,12 +69,32 @@ void Decoder::append_characters(std::string_view bytes, std::string& out) const 
   }
 }
 
+size_t Decoder::append_characters(std::string_view bytes, bool last, std::string& out) const {
+  size_t done = 0;
+  while (done < bytes.size()) {
+    char32_t c;
+    int length = 1;
+    const Utf8State state = decode_utf8(bytes.data() + done, bytes.size() - done, c, length);
+    if (state == Utf8State::kIncomplete && !last) break;
+    if (state == Utf8State::kComplete) {
+      append_valid(bytes.substr(done, static_cast<size_t>(length)), out);
+      done += static_cast<size_t>(length);
+    } else {
+      append_utf8(out, kReplacementCharacter);
+      ++done;
+    }
+  }
+  return done;
+}
+
 std::string Decoder::decode(const int64_t* ids, size_t count, bool skip_special) const {
   std::string out;
   std::string bytes;
   const auto flush = [&] {
     if (find_invalid_utf8(bytes) == std::string_view::npos) {
-      append_characters(bytes, out);
+      append_valid(bytes, out);
+    } else if (bytes_singly_) {
+      append_characters(bytes, true, out);
     } else {
       for (size_t i = 0; i < bytes.size(); ++i) append_utf8(out, kReplacementCharacter);
     }
@@ -95,22 +116,7 @@ std::string Decoder::decode(const int64_t* ids, size_t count, bool skip_special)
 }
 
 void DecodeStream::drain(bool last, std::string& out) {
-  size_t done = 0;
-  while (done < bytes_.size()) {
-    char32_t c;
-    int length = 1;
-    const Utf8State state = decode_utf8(bytes_.data() + done, bytes_.size() - done, c, length);
-    if (state == Utf8State::kIncomplete && !last) break;
-    if (state == Utf8State::kComplete) {
-      decoder_.append_characters(std::string_view(bytes_).substr(done, static_cast<size_t>(length)),
-                                 out);
-      done += static_cast<size_t>(length);
-    } else {
-      append_utf8(out, kReplacementCharacter);
-      ++done;
-    }
-  }
-  bytes_.erase(0, done);
+  bytes_.erase(0, decoder_.append_characters(bytes_, last, out));
 }
 
 void DecodeStream::strip(std::string& out) {

@@ -16,7 +16,8 @@ class Decoder {
   explicit Decoder(const Model& model);
 
   // UTF-8 text of ids[0, count). Ids that no token has are dropped, special ones too on request. A
-  // run of byte pieces that is not valid UTF-8 as a whole gives one U+FFFD per byte.
+  // run of byte pieces that is not valid UTF-8 as a whole gives one U+FFFD per byte; with
+  // decode_bytes_singly only the bytes that fit nowhere do.
   std::string decode(const int64_t* ids, size_t count, bool skip_special) const;
 
   enum class Kind : uint8_t { kNone, kText, kByte };
@@ -36,14 +37,18 @@ class Decoder {
   std::string_view text(const Entry& entry) const {
     return {texts_.data() + entry.offset, entry.size};
   }
-  void append_characters(std::string_view bytes,
-                         std::string& out) const;  // of valid UTF-8, from bytes
+  // Appends the characters that `bytes` begins with and one U+FFFD per byte that fits nowhere, and
+  // returns how many bytes that took: all if `last`, else all but an unfinished character.
+  size_t append_characters(std::string_view bytes, bool last, std::string& out) const;
   bool strips_leading_space() const { return strip_leading_space_; }
 
  private:
+  void append_valid(std::string_view bytes, std::string& out) const;
+
   std::vector<Entry> entries_;
   std::string texts_;  // of all pieces, spaces already in place of marks
   bool byte_marks_ = false;
+  bool bytes_singly_ = false;
   bool strip_leading_space_ = false;
 };
 

@@ -61,24 +61,21 @@ Model::Model(Specification specification) : spec(std::move(specification)) {
   is_special.assign(spec.total_size(), 0);
   for (const AddedToken& token : spec.added) {
     std::u32string content = to_utf32(token.content);
-    if (token.normalized) {
-      normalized_tokens.add(normalized(*this, std::move(content)), token.id, token.special);
-    } else {
-      raw_tokens.add(std::move(content), token.id, token.special);
-    }
-    if (token.id >= spec.pieces.size()) {
-      added_beyond_vocabulary_.emplace(token.id, token.content);
-      id_of_token.emplace(token.content, token.id);
-    }
+    if (token.normalized) content = normalized(*this, std::move(content));
+    std::string name;
+    for (const char32_t c : content) append_utf8(name, c);
+    if (token.id >= spec.pieces.size() || name != token.content)
+      added_names_.emplace(token.id, std::move(name));
+    (token.normalized ? normalized_tokens : raw_tokens)
+        .add(std::move(content), token.id, token.special);
+    id_of_token.emplace(token.content, token.id);
   }
   for (const uint32_t id : spec.special_ids) is_special[id] = 1;
 }
 
 std::string_view Model::token(uint32_t id) const {
-  if (id < spec.pieces.size()) return spec.pieces[id];
-  const auto found = added_beyond_vocabulary_.find(id);
-  return found == added_beyond_vocabulary_.end() ? std::string_view()
-                                                 : std::string_view(found->second);
+  if (const auto found = added_names_.find(id); found != added_names_.end()) return found->second;
+  return id < spec.pieces.size() ? std::string_view(spec.pieces[id]) : std::string_view();
 }
 
 int32_t Model::find_piece(const std::u32string& text) const {

@@ -36,7 +36,10 @@ struct Model {
   std::vector<uint8_t> is_special;  // by id
 
   size_t size() const { return is_special.size(); }
-  std::string_view token(uint32_t id) const;  // empty for ids that nothing has
+  // Empty for ids that nothing has. An added token that is looked for in normalised text goes by
+  // its normalised form ("▁hello"), as in Hugging Face `tokenizers`: so its spaces come back in
+  // decoding.
+  std::string_view token(uint32_t id) const;
 
   // The character that the search sees: marks for spaces.
   char32_t normalize(char32_t c) const {
@@ -47,7 +50,8 @@ struct Model {
   int32_t find_piece(const std::u32string& text) const;
 
  private:
-  std::unordered_map<uint32_t, std::string> added_beyond_vocabulary_;
+  // Of added tokens that are no pieces, and of those that normalisation changes.
+  std::unordered_map<uint32_t, std::string> added_names_;
 };
 
 }  // namespace llmjp::tokenizer

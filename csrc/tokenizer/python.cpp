@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <limits>
 #include <string>
 #include <vector>
@@ -52,32 +53,57 @@ struct Texts {
   std::vector<Text> views;
 };
 
-std::vector<int64_t> ids_of(const py::handle& object) {
-  std::vector<int64_t> ids;
-  if (py::isinstance<py::array>(object)) {
-    const auto array = py::reinterpret_borrow<py::array>(object);
-    if (array.ndim() != 1 || (array.dtype().kind() != 'i' && array.dtype().kind() != 'u')) {
-      throw py::type_error("an array of ids must be one-dimensional and of an integer type");
-    }
-    const auto wide =
-        py::array_t<int64_t, py::array::c_style | py::array::forcecast>::ensure(array);
-    if (!wide) throw py::error_already_set();
-    ids.assign(wide.data(), wide.data() + wide.size());
-  } else {
-    const auto items = py::reinterpret_steal<py::object>(
-        PySequence_Fast(object.ptr(), "ids must be a sequence of int"));
-    if (!items) throw py::error_already_set();
-    const Py_ssize_t count = PySequence_Fast_GET_SIZE(items.ptr());
-    PyObject** const values = PySequence_Fast_ITEMS(items.ptr());
-    ids.resize(static_cast<size_t>(count));
-    for (Py_ssize_t i = 0; i < count; ++i) {
-      ids[static_cast<size_t>(i)] = PyLong_AsLongLong(values[i]);
-      if (ids[static_cast<size_t>(i)] == -1 && PyErr_Occurred() != nullptr)
-        throw py::error_already_set();
-    }
+// One id. Integers too large for any vocabulary are ids that nothing has, as all above it are.
+int64_t id_of(PyObject* object) {
+  int overflow = 0;
+  const long long value = PyLong_AsLongLongAndOverflow(object, &overflow);
+  if (value == -1 && overflow == 0 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  if (overflow > 0) return std::numeric_limits<int64_t>::max();
+  if (overflow < 0 || value < 0) {
+    throw py::value_error("ids must not be negative, got " +
+                          std::string(py::str(py::handle(object))));
   }
+  return value;
+}
+
+std::vector<int64_t> ids_of_array(const py::array& array) {
+  const char kind = array.dtype().kind();
+  if (array.ndim() != 1 || (kind != 'i' && kind != 'u')) {
+    throw py::type_error("an array of ids must be one-dimensional and of an integer type, got " +
+                         std::string(py::str(array.dtype())) + " with " +
+                         std::to_string(array.ndim()) + " dimensions");
+  }
+  std::vector<int64_t> ids(static_cast<size_t>(array.size()));
+  constexpr int kFlags = py::array::c_style | py::array::forcecast;
+  if (kind == 'u') {
+    const auto wide = py::array_t<uint64_t, kFlags>::ensure(array);
+    if (!wide) throw py::error_already_set();
+    constexpr uint64_t kMost = std::numeric_limits<int64_t>::max();
+    for (size_t i = 0; i < ids.size(); ++i)
+      ids[i] = static_cast<int64_t>(std::min(wide.data()[i], kMost));
+    return ids;
+  }
+  const auto wide = py::array_t<int64_t, kFlags>::ensure(array);
+  if (!wide) throw py::error_already_set();
+  std::copy_n(wide.data(), ids.size(), ids.begin());
   for (const int64_t id : ids) {
     if (id < 0) throw py::value_error("ids must not be negative, got " + std::to_string(id));
+  }
+  return ids;
+}
+
+std::vector<int64_t> ids_of(const py::handle& object) {
+  if (py::isinstance<py::array>(object))
+    return ids_of_array(py::reinterpret_borrow<py::array>(object));
+  const auto items = py::reinterpret_steal<py::object>(
+      PySequence_Fast(object.ptr(), "ids must be a sequence of int"));
+  if (!items) throw py::error_already_set();
+  std::vector<int64_t> ids;
+  ids.reserve(static_cast<size_t>(PySequence_Fast_GET_SIZE(items.ptr())));
+  // The size anew in each step: an item's __index__ may be Python code, and change the list.
+  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(items.ptr()); ++i) {
+    const auto item = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(items.ptr(), i));
+    ids.push_back(id_of(item.ptr()));
   }
   return ids;
 }
@@ -175,14 +201,22 @@ class PyTokenizer {
 
   int64_t vocab_size() const { return static_cast<int64_t>(tokenizer_->model().size()); }
 
-  py::object token_to_id(const std::string& token) const {
+  py::object token_to_id(const py::str& token) const {
+    Py_ssize_t size = 0;
+    const char* const bytes = PyUnicode_AsUTF8AndSize(token.ptr(), &size);
+    if (bytes == nullptr) {  // a lone surrogate: no token has one
+      PyErr_Clear();
+      return py::none();
+    }
     const auto& ids = tokenizer_->model().id_of_token;
-    const auto found = ids.find(token);
+    const auto found = ids.find(std::string(bytes, static_cast<size_t>(size)));
     return found == ids.end() ? py::object(py::none()) : py::object(py::int_(found->second));
   }
 
-  py::object id_to_token(int64_t id) const {
-    if (id < 0 || id >= vocab_size()) return py::none();
+  py::object id_to_token(const py::int_& number) const {
+    int overflow = 0;
+    const long long id = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
+    if (overflow != 0 || id < 0 || id >= vocab_size()) return py::none();
     const std::string_view token = tokenizer_->model().token(static_cast<uint32_t>(id));
     return py::str(token.data(), token.size());
   }
@@ -258,10 +292,7 @@ class PyDecodeStream {
   PyDecodeStream(const PyTokenizer& owner, bool skip_special)
       : tokenizer_(owner.shared()), stream_(tokenizer_->decoder(), skip_special) {}
 
-  py::str step(int64_t id) {
-    if (id < 0) throw py::value_error("ids must not be negative, got " + std::to_string(id));
-    return str_of(stream_.step(id));
-  }
+  py::str step(const py::object& id) { return str_of(stream_.step(id_of(id.ptr()))); }
   py::str finish() { return str_of(stream_.finish()); }
 
  private:

@@ -145,8 +145,8 @@ void read_normalizer(std::string_view message, Specification& spec) {
   if (remove_extra) refuse("remove_extra_whitespaces is not supported");
 }
 
-// Scores as SentencePiece uses them: single precision throughout. A user-defined piece is worth
-// more than any other way to write its bytes.
+// Scores as SentencePiece uses them: single precision, but for the user-defined pieces. One of
+// those is worth more than any other way to write its bytes.
 void settle_scores(const std::vector<PieceType>& types, Specification& spec) {
   float lowest = std::numeric_limits<float>::max();
   float highest = std::numeric_limits<float>::lowest();
@@ -160,7 +160,7 @@ void settle_scores(const std::vector<PieceType>& types, Specification& spec) {
   for (size_t id = 0; id < types.size(); ++id) {
     if (types[id] == PieceType::kUserDefined) {
       const auto length = static_cast<float>(spec.pieces[id].size());
-      spec.scores[id] = static_cast<float>(static_cast<double>(length * highest) - 0.1);
+      spec.scores[id] = static_cast<double>(length * highest) - 0.1;
     }
   }
 }
@@ -206,7 +206,9 @@ Specification parse_sentencepiece_model(std::string_view bytes) {
   settle_scores(types, spec);
   spec.single = {{TemplateItem::Kind::kFirst, 0}};
   spec.pair = {{TemplateItem::Kind::kFirst, 0}, {TemplateItem::Kind::kSecond, 0}};
+  spec.single_precision_sums = true;
   spec.decode_bytes = true;
+  spec.decode_bytes_singly = true;
   spec.decode_byte_marks = true;
   spec.strip_leading_space = spec.prefix_mark;
   return spec;

@@ -7,6 +7,8 @@
 // stays. Sums are accumulated from the segment's first character in the order of the text: with
 // equal scores along two paths rounding decides, and rounding depends on everything before.
 //
+// SentencePiece compares the same way, but keeps each sum in single precision.
+//
 // Where no piece reaches beyond a position, the best path to it is settled: its pieces are emitted,
 // its sum is carried on, and the memory is used again. That changes no sum and no comparison.
 #pragma once
@@ -58,7 +60,7 @@ class SequentialSearch {
           reach = end;
         }
         Best& best = best_[end - window];
-        if (best.id == kUnset || candidate > best.sum) best = {candidate, start, id};
+        if (best.id == kUnset || candidate > best.sum) best = {kept(candidate), start, id};
       };
       bool single = false;
       int32_t node = Trie::kRoot;
@@ -85,6 +87,10 @@ class SequentialSearch {
 
  private:
   static constexpr int32_t kUnset = -2;
+
+  double kept(double sum) const {
+    return model_.spec.single_precision_sums ? static_cast<double>(static_cast<float>(sum)) : sum;
+  }
 
   struct Best {
     double sum;

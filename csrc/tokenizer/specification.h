@@ -37,6 +37,7 @@ struct Specification {
   uint32_t unknown_id = 0;
   double unknown_score = 0.0;
   bool byte_fallback = false;
+  bool single_precision_sums = false;  // each path's sum is rounded to float, as SentencePiece does
 
   bool prefix_mark = false;      // "▁" goes before every non-empty segment
   bool spaces_to_marks = false;  // every U+0020 becomes "▁"
@@ -46,8 +47,9 @@ struct Specification {
   std::vector<TemplateItem> single;
   std::vector<TemplateItem> pair;
 
-  bool decode_bytes = false;       // runs of <0x..> become the characters they encode
-  bool decode_byte_marks = false;  // a "▁" that came from bytes becomes a space too
+  bool decode_bytes = false;         // runs of <0x..> become the characters they encode
+  bool decode_byte_marks = false;    // a "▁" that came from bytes becomes a space too
+  bool decode_bytes_singly = false;  // bytes that fit nowhere do not spoil those beside them
   bool strip_leading_space = false;
 
   size_t total_size() const;  // ids go from 0 to this, added tokens included
