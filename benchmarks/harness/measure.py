@@ -1,0 +1,197 @@
+"""Timing: cold caches, interleaved repetitions in random order, medians with their spread.
+
+A repetition is: `prepare`, fill a buffer of at least twice the last-level cache so that nothing of
+the inputs is left in it, then the candidate alone between two clock readings. One repetition of
+every candidate makes a round, each round in a new random order, so that a drift of clocks or of
+other load on the machine meets all candidates alike.
+
+On CUDA the clock is a pair of events. The fills are queued first and last longer than the host
+needs to queue the candidate, so that the events bracket work of the device and not the host's
+Python. What the host needs is measured apart: where it is more than the device's time, an eager
+program waits for the launches, and the row says so.
+"""
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from benchmarks.harness.case import Candidate
+
+LEAST_REPETITIONS = 20
+MOST_REPETITIONS = 200
+QUICK_REPETITIONS = 5
+WARM_UP_CALLS = 3
+LEAST_CACHE_BYTES = 32 << 20  # where the machine does not tell how large its cache is
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One repetition, in seconds: the measured time, and the host's time to issue the call."""
+
+    seconds: float
+    host_seconds: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Statistics of a candidate's repetitions, in milliseconds."""
+
+    median_ms: float
+    p20_ms: float
+    p80_ms: float
+    host_ms: float
+    repetitions: int
+
+
+class Clock(Protocol):
+    """Times single calls with cold caches on one device."""
+
+    def time(self, candidate: Candidate) -> Sample:
+        """One repetition."""
+
+    def cover(self, host_seconds: float) -> None:
+        """Makes the work queued before a call last at least so long."""
+
+
+class CpuClock:
+    """time.perf_counter around the call, after the last-level cache was overwritten."""
+
+    def __init__(self) -> None:
+        self._buffer = np.zeros(2 * last_level_cache_bytes(), dtype=np.uint8)
+
+    def time(self, candidate: Candidate) -> Sample:
+        arguments = candidate.arguments()
+        self._buffer += 1
+        start = time.perf_counter()
+        candidate.run(*arguments)
+        seconds = time.perf_counter() - start
+        return Sample(seconds, seconds)
+
+    def cover(self, host_seconds: float) -> None:
+        pass  # nothing is asynchronous
+
+
+class CudaClock:
+    """CUDA events around the call, behind enough cache-clearing fills to hide the launch."""
+
+    def __init__(self, device: torch.device) -> None:
+        cache = torch.cuda.get_device_properties(device).L2_cache_size or LEAST_CACHE_BYTES
+        self._buffer = torch.empty(2 * cache, dtype=torch.int8, device=device)
+        self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._fills = 1
+        self._buffer.zero_()
+        fill = Candidate(self._buffer.zero_)
+        self._fill_seconds = statistics.median(self.time(fill).seconds for _ in range(5))
+
+    def time(self, candidate: Candidate) -> Sample:
+        arguments = candidate.arguments()
+        torch.cuda.synchronize()
+        for _ in range(self._fills):
+            self._buffer.zero_()
+        self._start.record()
+        start = time.perf_counter()
+        result = candidate.run(*arguments)
+        host_seconds = time.perf_counter() - start
+        self._end.record()
+        self._end.synchronize()
+        del result
+        return Sample(self._start.elapsed_time(self._end) / 1e3, host_seconds)
+
+    def cover(self, host_seconds: float) -> None:
+        self._fills = 1 + int(1.5 * host_seconds / self._fill_seconds)
+
+
+def last_level_cache_bytes() -> int:
+    """Size of the largest cache that Linux reports for the first CPU."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    sizes = [LEAST_CACHE_BYTES]
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = file.read_text().strip()
+        if text[:-1].isdigit() and text[-1] in units:
+            sizes.append(int(text[:-1]) * units[text[-1]])
+    return max(sizes)
+
+
+def make_clock(device: torch.device) -> Clock:
+    """The clock of a device."""
+    return CudaClock(device) if device.type == "cuda" else CpuClock()
+
+
+def summarise(samples: list[Sample]) -> Timing:
+    """Median, 20th and 80th percentile (linear between neighbours) of some repetitions."""
+    p20, median, p80 = np.percentile([s.seconds * 1e3 for s in samples], [20, 50, 80]).tolist()
+    host = statistics.median(s.host_seconds * 1e3 for s in samples)
+    return Timing(median, p20, p80, host, len(samples))
+
+
+def repetitions_for(seconds: float, device: torch.device, quick: bool) -> int:
+    """How often a call of `seconds` is repeated: about a second's worth, at least 20 times."""
+    if quick:
+        return QUICK_REPETITIONS
+    budget = 0.5 if device.type == "cuda" else 2.0
+    return max(LEAST_REPETITIONS, min(MOST_REPETITIONS, int(budget / max(seconds, 1e-9))))
+
+
+def measure(
+    candidates: Mapping[str, Candidate],
+    clock: Clock,
+    device: torch.device,
+    *,
+    quick: bool = False,
+    shuffle: Callable[[list[str]], None] | None = None,
+) -> dict[str, Timing | Exception]:
+    """Times all candidates, interleaved.
+
+    Args:
+        candidates: by name; each has run once before (compilation is not part of the time).
+        clock: of the device.
+        device: where the candidates run.
+        quick: few repetitions.
+        shuffle: puts the names of one round in order, in place; random by default.
+
+    Returns:
+        By name a candidate's timing, or the exception that it raised.
+    """
+    shuffle = shuffle or random.Random(0).shuffle
+    results: dict[str, Timing | Exception] = {}
+    names = list(candidates)
+
+    def sample(name: str) -> Sample | None:
+        try:
+            return clock.time(candidates[name])
+        except Exception as error:  # whatever a peer raises, the others go on
+            results[name] = error
+            names.remove(name)
+            return None
+
+    warm: dict[str, Sample] = {}
+    clock.cover(0.0)
+    for name in list(candidates):
+        for _ in range(1 if quick else WARM_UP_CALLS):
+            last = sample(name)
+            if last is None:
+                break
+            warm[name] = last
+    if not names:
+        return results
+    clock.cover(max(warm[name].host_seconds for name in names))
+    rounds = repetitions_for(max(warm[name].seconds for name in names), device, quick)
+
+    samples: dict[str, list[Sample]] = {name: [] for name in names}
+    for _ in range(rounds):
+        order = list(names)
+        shuffle(order)
+        for name in order:
+            taken = sample(name)
+            if taken is not None:
+                samples[name].append(taken)
+    for name in names:
+        results[name] = summarise(samples[name])
+    return results

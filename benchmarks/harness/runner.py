@@ -1,0 +1,121 @@
+"""Runs benchmarks: correctness, then time, then rows and tables."""
+
+import importlib
+import json
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from benchmarks.harness.case import Candidate, Case
+from benchmarks.harness.ceilings import Ceilings, measure_ceilings
+from benchmarks.harness.environment import environment
+from benchmarks.harness.measure import Clock, Timing, make_clock, measure
+from benchmarks.harness.report import case_rows, empty_row, one_line, table
+
+
+def progress(text: str) -> None:
+    """A line on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def check_candidates(case: Case) -> dict[str, Exception]:
+    """Runs every candidate once and checks its result; returns the exceptions by name."""
+    failures: dict[str, Exception] = {}
+    for name, candidate in _candidates(case).items():
+        try:
+            case.check(candidate.run(*candidate.arguments()))
+        except Exception as error:  # whatever a peer raises, the others go on
+            failures[name] = error
+    return failures
+
+
+def run_case(
+    benchmark: str, case: Case, clock: Clock, ceilings: Ceilings, device: torch.device, quick: bool
+) -> list[dict[str, Any]]:
+    """Checks and measures a case; returns its rows without the environment."""
+    results: dict[str, Timing | Exception] = dict(check_candidates(case))
+    sound = {name: c for name, c in _candidates(case).items() if name not in results}
+    results |= measure(sound, clock, device, quick=quick)
+    return case_rows(benchmark, case, results, ceilings, device.type == "cuda")
+
+
+def run_benchmarks(
+    names: Sequence[str], device: torch.device, *, quick: bool = False, output: Path | None = None
+) -> int:
+    """Runs benchmarks by name.
+
+    Args:
+        names: stems of modules in benchmarks/.
+        device: CUDA or CPU.
+        quick: few small cases, few repetitions.
+        output: a file that every row is appended to as soon as it is there, one JSON object a line.
+
+    Returns:
+        The number of candidates and benchmarks that failed.
+    """
+    failures = 0
+    facts: dict[str, Any] = environment(device) | {"quick": quick}
+    clock = make_clock(device)
+    progress(f"measuring the ceilings of {facts['device']} ({facts['cpu']})")
+    ceilings = measure_ceilings(device, clock, quick)
+    facts |= {
+        "ceiling_copy_gb_per_s": ceilings.copy_gb_per_s,
+        "ceiling_matmul_tflop_per_s": ceilings.matmul_tflop_per_s,
+    }
+    print(
+        f"{facts['device']}, {facts['cpu']}, torch {facts['torch']}, commit {facts['commit']}\n"
+        f"copy {ceilings.copy_gb_per_s:.1f} GB/s, "
+        f"matrix product {ceilings.matmul_tflop_per_s:.3g} TFLOP/s"
+        f"{'; quick: not for quoting' if quick else ''}\n",
+        flush=True,
+    )
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        try:
+            for case in _cases(name, device, quick):
+                progress(f"{name}: {case.title}")
+                rows = run_case(name, case, clock, ceilings, device, quick)
+                failures += sum(row["status"] == "error" for row in rows)
+                print(table(case, rows), flush=True)
+                _append(output, rows, facts)
+                del case  # its tensors make room for the next one's
+                _forget_compiled_code()
+        except Exception as error:  # one benchmark that cannot run does not stop the next
+            failures += 1
+            traceback.print_exc()
+            row = empty_row(name, None, None) | {"status": "error", "message": one_line(error)}
+            print(f"{name}: error: {row['message']}\n", flush=True)
+            _append(output, [row], facts)
+    return failures
+
+
+def _candidates(case: Case) -> dict[str, Candidate]:
+    return {name: c for name, c in case.candidates.items() if isinstance(c, Candidate)}
+
+
+def _cases(name: str, device: torch.device, quick: bool) -> Iterator[Case]:
+    module = importlib.import_module(f"benchmarks.{name}")
+    cases: Iterator[Case] = module.cases(device, quick)
+    return cases
+
+
+def _forget_compiled_code() -> None:
+    """torch.compile falls back to eager code after some shapes of one function: start anew."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _append(output: Path | None, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    if output is None:
+        return
+    file: IO[str]
+    with output.open("a", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row | facts) + "\n")
