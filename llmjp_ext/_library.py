@@ -64,7 +64,7 @@ def _load() -> None:
 
 _load()
 
-# What the ops' modules call. llmjp_ext.testing.simulated_kernels() points it at the simulated kernels.
+# What the ops' modules call; testing.simulated_kernels() points it at the simulated kernels.
 ops = torch.ops.llmjp_ext
 
 

@@ -1,7 +1,7 @@
 """What tests and benchmarks of the ops share: the numerics rule and the simulated kernels.
 
-The rule (docs/DESIGN.md, "Numerics"): against a reference in float64, an op may err `factor` times as
-much as plain PyTorch does in the op's own dtype, plus the rounding of the reference itself.
+The rule (docs/DESIGN.md, "Numerics"): against a reference in float64, an op may err `factor` times
+as much as plain PyTorch does in the op's own dtype, plus the rounding of the reference itself.
 """
 
 import contextlib
@@ -59,9 +59,10 @@ def assert_accurate(
     worst = int(error.argmax())
     place = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), error.shape))
     assert float(error.max()) <= allowed, (
-        f"{what}: error {float(error.max()):.3e} at {place} ({float(wide.flatten()[worst]):.7g} for "
-        f"{float(reference.flatten()[worst]):.7g}), allowed {allowed:.3e} = {factor} x plain PyTorch's "
-        f"{float(plain_error):.3e} + rounding; {actual.dtype}, shape {list(actual.shape)}, "
+        f"{what}: error {float(error.max()):.3e} at {place} "
+        f"({float(wide.flatten()[worst]):.7g} for {float(reference.flatten()[worst]):.7g}), "
+        f"allowed {allowed:.3e} = {factor} x plain PyTorch's {float(plain_error):.3e} + rounding; "
+        f"{actual.dtype}, shape {list(actual.shape)}, "
         f"seed {torch.initial_seed()}"
     )
 

@@ -1,6 +1,6 @@
-"""csrc/simt keeps its promises: runs the C++ cases of csrc/tests, plain and under the address sanitizer.
+"""csrc/simt keeps its promises: runs the C++ cases of csrc/tests, plain and address-sanitized.
 
-A case that fails prints the source line, the values and, for a launch, the seed of its thread order.
+A failing case prints the source line, the values and, for a launch, the seed of its thread order.
 """
 
 import os

@@ -58,10 +58,12 @@ def layer_norm(
         bias = None if bias is None else bias.float()
     if residual is None:
         if _needs_grad(x, weight, bias):
-            return _LayerNorm.apply(x, weight, bias, eps)  # type: ignore[no-any-return]
-        return _library.ops.layer_norm_fwd(x, weight, bias, eps)[0]  # type: ignore[no-any-return]
+            return _LayerNorm.apply(x, weight, bias, eps)  # type: ignore[no-untyped-call]
+        return _library.ops.layer_norm_fwd(x, weight, bias, eps)[0]
     if _needs_grad(x, weight, bias, residual):
-        return _AddLayerNorm.apply(x, residual, weight, bias, eps)  # type: ignore[no-any-return]
+        return _AddLayerNorm.apply(  # type: ignore[no-untyped-call]
+            x, residual, weight, bias, eps
+        )
     y, r, _, _ = _library.ops.add_layer_norm_fwd(x, residual, weight, bias, eps)
     return y, r
 
@@ -122,10 +124,10 @@ class _LayerNorm(torch.autograd.Function):
         y, mean, rstd = _library.ops.layer_norm_fwd(x, weight, bias, eps)
         ctx.save_for_backward(x, weight, mean, rstd)
         ctx.has_bias = bias is not None
-        return y  # type: ignore[no-any-return]
+        return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, rstd = ctx.saved_tensors
         dx, dweight, dbias = _library.ops.layer_norm_bwd(
@@ -147,7 +149,7 @@ class _AddLayerNorm(torch.autograd.Function):
         return y, r
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dr: Tensor | None) -> tuple[Tensor | None, ...]:
         r, weight, mean, rstd = ctx.saved_tensors
         if dy is None:  # only r was used
@@ -220,12 +222,13 @@ def _cpu_bwd(
     has_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     width = r.shape[-1]
-    if r.numel() == 0:
-        return (
-            r.new_empty(r.shape),
-            weight.new_zeros(width),
-            weight.new_zeros(width if has_bias else 0),
-        )
+    if r.numel() == 0 or width == 1:
+        # A row of one value is normalised to 0 whatever it is; aten's sums cancel only nearly.
+        dx = r.new_zeros(r.shape) if dr is None else dr.to(r.dtype, copy=True).contiguous()
+        dweight = weight.new_zeros(width)
+        if not has_bias:
+            return dx, dweight, weight.new_zeros(0)
+        return dx, dweight, dy.reshape(_rows(dy), width).float().sum(0).to(weight.dtype)
     statistics_shape = (*r.shape[:-1], 1)
     weight32 = weight.float()
     dx, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
