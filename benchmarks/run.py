@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# Python puts this folder first, where benchmarks would hide modules of the same name.
-sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p).resolve() != Path(__file__).parent)]
 
 
 def benchmark_names() -> list[str]:
@@ -66,4 +64,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # Python has put this folder first, where benchmarks would hide modules of the same name.
+    sys.path[0] = str(ROOT)
     sys.exit(main())

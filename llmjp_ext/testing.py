@@ -45,8 +45,8 @@ def assert_accurate(
     assert actual.shape == reference.shape, f"{what}: shape {actual.shape}, not {reference.shape}"
     if actual.numel() == 0:
         return
-    reference = reference.detach().double().cpu()
-    wide = actual.detach().double().cpu()
+    reference = reference.detach().to(actual.device, torch.float64)
+    wide = actual.detach().double()
     finite = torch.isfinite(reference)
     same = torch.where(finite, torch.isfinite(wide), (wide == reference) | wide.isnan())
     assert bool(same.all()), (
@@ -54,7 +54,7 @@ def assert_accurate(
     )
     reference, wide = reference.where(finite, 0.0), wide.where(finite, 0.0)
     error = (wide - reference).abs()
-    plain_error = (plain.detach().double().cpu().where(finite, 0.0) - reference).abs().max()
+    plain_error = (plain.detach().to(wide).where(finite, 0.0) - reference).abs().max()
     allowed = factor * float(plain_error) + rounding_floor(reference, actual.dtype)
     worst = int(error.argmax())
     place = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), error.shape))
