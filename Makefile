@@ -46,7 +46,7 @@ $(VENV)/packages.stamp: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed, found " + sys.version.split()[0])'
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PIP) $(BUILD_REQUIREMENTS) '$(TORCH)'
-	$(PIP) --no-build-isolation --editable .
+	$(PIP) --no-build-isolation --editable '.[train]'
 	@touch $@
 
 $(VENV)/native.stamp: $(VENV)/packages.stamp $(NATIVE)
