@@ -1,0 +1,1 @@
+"""Training data: tokenising text, Megatron's indexed files, samples packed across documents."""

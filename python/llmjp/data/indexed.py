@@ -1,0 +1,403 @@
+"""Megatron's indexed datasets: token ids in `PREFIX.bin`, where each document lies in `PREFIX.idx`.
+
+`.bin` holds the ids of all sequences one after another. `.idx` is little-endian throughout:
+
+    offset  bytes  content
+    0       9      the magic b"MMIDIDX\\0\\0"
+    9       8      u64, the format's version: 1
+    17      1      u8, the code of the ids' type (see DTYPES)
+    18      8      u64, n: number of sequences
+    26      8      u64, m: length of the list of documents
+    34      4 n    int32, length of each sequence in tokens
+    34+4n   8 n    int64, where each sequence starts in .bin, in bytes
+    34+12n  8 m    int64, the first sequence of each document, then n: m is the documents plus one
+
+The format is that of Megatron-LM, Megatron-DeepSpeed and their descendants. Some writers appended
+an end-of-text id to each document without counting it; a reader must therefore trust lengths and
+positions alone, and so does this one: bytes of `.bin` that no sequence covers are nobody's.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from llmjp.errors import UserError
+
+MAGIC = b"MMIDIDX\0\0"
+VERSION = 1
+HEADER = struct.Struct("<9sQBQQ")
+SMALL_VOCABULARY = 65500  # below it ids are uint16: the limit that Megatron's writers use
+DTYPES: dict[int, np.dtype[Any]] = {
+    1: np.dtype("<u1"),
+    2: np.dtype("<i1"),
+    3: np.dtype("<i2"),
+    4: np.dtype("<i4"),
+    5: np.dtype("<i8"),
+    8: np.dtype("<u2"),
+}
+_FLOAT_CODES = (6, 7)
+_CHUNK = 1 << 24  # elements looked at or written at a time: bounds memory, not speed
+_LONGEST = np.iinfo(np.int32).max
+
+Ids = npt.NDArray[np.integer[Any]]
+
+
+def dataset_prefix(path: str | os.PathLike[str]) -> Path:
+    """The prefix that a user meant: `.bin` or `.idx` at the end is taken off."""
+    path = Path(path)
+    return path.with_suffix("") if path.suffix in (".bin", ".idx") else path
+
+
+def _file(prefix: Path, suffix: str) -> Path:
+    return prefix.with_name(prefix.name + suffix)
+
+
+def dataset_exists(prefix: str | os.PathLike[str]) -> bool:
+    """Whether either file of a dataset is there."""
+    prefix = dataset_prefix(prefix)
+    return _file(prefix, ".bin").exists() or _file(prefix, ".idx").exists()
+
+
+class IndexedDataset:
+    """The documents of an indexed dataset, memory-mapped: opening reads the index alone.
+
+    Attributes:
+        prefix: the path without `.bin` and `.idx`.
+        dtype: type of the ids in the file, little-endian.
+        sizes: [sequences] int32, tokens of each sequence.
+        document_sizes: [documents] integer, tokens of each document.
+    """
+
+    def __init__(self, prefix: str | os.PathLike[str]) -> None:
+        """Opens and validates `prefix`.idx and `prefix`.bin.
+
+        Raises:
+            UserError: a file is missing, or is not a whole and consistent indexed dataset.
+            OSError: a file cannot be read.
+        """
+        self.prefix = dataset_prefix(prefix)
+        self._index_path = _file(self.prefix, ".idx")
+        self._bin_path = _file(self.prefix, ".bin")
+        for path, other in ((self._index_path, ".bin"), (self._bin_path, ".idx")):
+            if not path.is_file():
+                raise UserError(
+                    f"{path} does not exist: a dataset is PREFIX{path.suffix} and PREFIX{other}, "
+                    "as 'llmjp tokenize --output PREFIX' writes them"
+                )
+        self.dtype, sequences, entries = self._read_header()
+        index = np.memmap(self._index_path, dtype=np.uint8, mode="r")
+        start = HEADER.size
+        self.sizes: npt.NDArray[np.int32] = np.frombuffer(index, "<i4", sequences, start)
+        start += 4 * sequences
+        self._pointers: npt.NDArray[np.int64] = np.frombuffer(index, "<i8", sequences, start)
+        start += 8 * sequences
+        self._documents: npt.NDArray[np.int64] = np.frombuffer(index, "<i8", entries, start)
+        self._check_positions()
+        self._check_documents()
+        self._tokens: Ids = np.zeros(0, self.dtype)
+        if self._bin_path.stat().st_size >= self.dtype.itemsize:
+            self._tokens = np.memmap(self._bin_path, dtype=self.dtype, mode="r")
+        self.document_sizes: Ids = self.sizes
+        if not self._single:
+            ends = np.concatenate([[0], np.cumsum(self.sizes, dtype=np.int64)])
+            self.document_sizes = np.diff(ends[self._documents])
+
+    def _read_header(self) -> tuple[np.dtype[Any], int, int]:
+        path = self._index_path
+        with path.open("rb") as stream:
+            header = stream.read(HEADER.size)
+        if not header.startswith(MAGIC):
+            raise UserError(f"{path} is not a Megatron index: it does not start with {MAGIC!r}")
+        if len(header) < HEADER.size:
+            raise UserError(f"{path} is cut off: {len(header)} bytes, the header has {HEADER.size}")
+        _, version, code, sequences, entries = HEADER.unpack(header)
+        if version != VERSION:
+            raise UserError(f"{path} has format version {version}; {VERSION} is supported")
+        if code not in DTYPES:
+            kind = "floating-point data" if code in _FLOAT_CODES else f"the unknown type {code}"
+            raise UserError(f"{path} says {kind}; token ids have the type codes {sorted(DTYPES)}")
+        expected = HEADER.size + 12 * sequences + 8 * entries
+        length = path.stat().st_size
+        if length != expected:
+            raise UserError(
+                f"{path} has {length} bytes, but {sequences} sequences and {entries} document "
+                f"entries take {expected}: the file is damaged or cut off"
+            )
+        return DTYPES[code], sequences, entries
+
+    def _check_positions(self) -> None:
+        """Every sequence lies within .bin, at a whole element."""
+        width = self.dtype.itemsize
+        length = self._bin_path.stat().st_size
+        for begin in range(0, len(self.sizes), _CHUNK):
+            sizes = self.sizes[begin : begin + _CHUNK].astype(np.int64)
+            starts = self._pointers[begin : begin + _CHUNK]
+            wrong = (sizes < 0) | (starts < 0) | (starts % width != 0)
+            if wrong.any():
+                at = int(wrong.argmax())
+                raise UserError(
+                    f"{self._index_path} is damaged: sequence {begin + at} has {sizes[at]} tokens "
+                    f"at byte {starts[at]}, with {width} bytes a token"
+                )
+            outside = starts > length - sizes * width
+            if outside.any():
+                at = int(outside.argmax())
+                raise UserError(
+                    f"{self._bin_path} has {length} bytes, but sequence {begin + at} ends at byte "
+                    f"{starts[at] + sizes[at] * width}: the file is cut off or not the index's own"
+                )
+
+    def _check_documents(self) -> None:
+        """The list of documents covers the sequences in order."""
+        entries = self._documents
+        path = self._index_path
+        if len(entries) == 0 or entries[0] != 0 or entries[-1] != len(self.sizes):
+            raise UserError(
+                f"{path} is damaged: its documents do not cover its {len(self.sizes)} sequences"
+            )
+        for begin in range(0, len(entries) - 1, _CHUNK):
+            falls = np.diff(entries[begin : begin + _CHUNK + 1]) < 0
+            if falls.any():
+                at = begin + int(falls.argmax())
+                raise UserError(f"{path} is damaged: document {at} ends before it starts")
+        # One sequence a document is what nearly every dataset has. As many entries as sequences is
+        # not enough to know: a document may be empty and another hold two.
+        self._single = len(entries) == len(self.sizes) + 1 and all(
+            np.array_equal(
+                entries[begin : begin + _CHUNK],
+                np.arange(begin, min(begin + _CHUNK, len(entries))),
+            )
+            for begin in range(0, len(entries), _CHUNK)
+        )
+
+    def __len__(self) -> int:
+        """Number of documents."""
+        return len(self._documents) - 1
+
+    def __getitem__(self, document: int) -> Ids:
+        """The ids of one document, [tokens], of type `dtype`; read-only where it is one sequence.
+
+        Raises:
+            IndexError: there is no such document.
+        """
+        if not 0 <= document < len(self):
+            raise IndexError(f"{self.prefix} has {len(self)} documents, asked for {document}")
+        if self._single:
+            return self._sequence(document)
+        first, last = int(self._documents[document]), int(self._documents[document + 1])
+        parts = [self._sequence(sequence) for sequence in range(first, last)]
+        return np.concatenate(parts) if parts else np.zeros(0, self.dtype)
+
+    def _sequence(self, sequence: int) -> Ids:
+        start = int(self._pointers[sequence]) // self.dtype.itemsize
+        return self._tokens[start : start + int(self.sizes[sequence])]
+
+    def __iter__(self) -> Iterator[Ids]:
+        """The documents in order."""
+        return (self[document] for document in range(len(self)))
+
+    @property
+    def token_count(self) -> int:
+        """Tokens of all documents together."""
+        return int(self.sizes.sum(dtype=np.int64))
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Fails unless 0 <= id < vocab_size for every id; the range found is kept beside the files.
+
+        The first call reads all of `.bin`; later ones read `PREFIX.range.json` while `.bin` is
+        unchanged.
+
+        Raises:
+            UserError: an id is outside; the message names the dataset, the id and the vocabulary.
+        """
+        smallest, largest = self._id_range()
+        if smallest < 0:
+            raise UserError(f"{self.prefix} holds the negative id {smallest}: it is damaged")
+        if largest >= vocab_size:
+            raise UserError(
+                f"{self.prefix} holds the id {largest}, but the vocabulary has {vocab_size} ids "
+                f"(0 to {vocab_size - 1}): it was made with another tokenizer"
+            )
+
+    def _id_range(self) -> tuple[int, int]:
+        """Smallest and largest number in .bin; (0, -1) where it is empty."""
+        cache = _file(self.prefix, ".range.json")
+        status = self._bin_path.stat()
+        key = {"bytes": status.st_size, "modified_ns": status.st_mtime_ns, "type": self.dtype.str}
+        try:
+            known = json.loads(cache.read_text(encoding="utf-8"))
+            if known["of"] == key:
+                return int(known["smallest"]), int(known["largest"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # none, or of another .bin: found anew
+        smallest, largest = 0, -1
+        for begin in range(0, len(self._tokens), _CHUNK):
+            chunk = self._tokens[begin : begin + _CHUNK]
+            smallest = min(smallest, int(chunk.min()))
+            largest = max(largest, int(chunk.max()))
+        _keep_range(cache, key, smallest, largest)
+        return smallest, largest
+
+
+def _keep_range(cache: Path, key: dict[str, Any], smallest: int, largest: int) -> None:
+    """Writes the range of ids beside the dataset, whole; a read-only folder goes without."""
+    partial = cache.with_name(f"{cache.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(json.dumps({"of": key, "smallest": smallest, "largest": largest}))
+        partial.replace(cache)
+    except OSError:
+        partial.unlink(missing_ok=True)
+
+
+class IndexedWriter:
+    """Writes an indexed dataset: whole when the `with` block ends well, else not at all.
+
+    Data goes to `PREFIX.bin.partial` and `PREFIX.idx.partial` and is renamed at the end, the index
+    last; a dataset that is replaced loses its index first. So whoever finds an index finds all of
+    its data, even after a power failure.
+    """
+
+    def __init__(
+        self, prefix: str | os.PathLike[str], vocab_size: int, *, overwrite: bool = False
+    ) -> None:
+        """Starts a dataset of ids below `vocab_size`: uint16 below 65,500, else int32.
+
+        Raises:
+            UserError: the dataset exists and `overwrite` is false, or another process writes it.
+            OSError: the folder cannot be written to.
+        """
+        if vocab_size < 1:
+            raise ValueError(f"vocab_size must be positive, got {vocab_size}")
+        self.prefix = dataset_prefix(prefix)
+        if dataset_exists(self.prefix) and not overwrite:
+            raise UserError(f"{self.prefix}.bin or .idx exists already; --overwrite replaces it")
+        self.vocab_size = vocab_size
+        self._code = 8 if vocab_size < SMALL_VOCABULARY else 4
+        self.dtype = DTYPES[self._code]
+        self.document_count = 0
+        self.token_count = 0
+        self._sizes: list[npt.NDArray[np.int32]] = []
+        self._partial = {suffix: _file(self.prefix, suffix + ".partial") for suffix in _SUFFIXES}
+        self.prefix.parent.mkdir(parents=True, exist_ok=True)
+        self._stream: BinaryIO = _locked(self._partial[".bin"])
+
+    def add(self, ids: npt.ArrayLike) -> None:
+        """Appends one document of ids [tokens]."""
+        ids = np.asarray(ids)
+        self.add_ragged(ids.astype(np.int64) if ids.size == 0 else ids, np.array([0, ids.size]))
+
+    def add_ragged(self, ids: Ids, offsets: npt.NDArray[np.int64]) -> None:
+        """Appends documents: number i is ids[offsets[i]:offsets[i + 1]].
+
+        Args:
+            ids: [total] integers.
+            offsets: [documents + 1] int64, from 0 to total, not falling.
+
+        Raises:
+            UserError: an id is not in the vocabulary, or a document is too long for the format.
+            OSError: the disk is full, or cannot be written to.
+        """
+        sizes = np.diff(offsets)
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            raise TypeError(f"ids must be a row of integers, got {ids.dtype} {list(ids.shape)}")
+        if offsets[0] != 0 or offsets[-1] != len(ids) or (sizes < 0).any():
+            raise ValueError(f"offsets must rise from 0 to {len(ids)}")
+        if len(sizes) and sizes.max() > _LONGEST:
+            raise UserError(f"a document of {sizes.max()} tokens: the format holds {_LONGEST}")
+        wrong = (ids < 0) | (ids >= self.vocab_size)
+        if wrong.any():
+            at = int(wrong.argmax())
+            document = int(np.searchsorted(offsets, at, side="right")) - 1
+            raise UserError(
+                f"document {self.document_count + document}, token {at - int(offsets[document])}: "
+                f"the id {ids[at]} is not below the vocabulary's size, {self.vocab_size}"
+            )
+        self._stream.write(np.ascontiguousarray(ids, dtype=self.dtype).data)
+        self._sizes.append(sizes.astype(np.int32))
+        self.document_count += len(sizes)
+        self.token_count += len(ids)
+
+    def __enter__(self) -> "IndexedWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Finishes the dataset, or removes what was written after an error."""
+        try:
+            if kind is None:
+                self._finish()
+                return
+        except BaseException:
+            self._discard()
+            raise
+        self._discard()
+
+    def _discard(self) -> None:
+        for partial in self._partial.values():
+            partial.unlink(missing_ok=True)
+        # Closing flushes what a full disk could not take, and would fail a second time.
+        with contextlib.suppress(OSError):
+            self._stream.close()
+
+    def _finish(self) -> None:
+        _synchronise(self._stream)
+        with self._partial[".idx"].open("wb") as stream:
+            self._write_index(stream)
+            _synchronise(stream)
+        index = _file(self.prefix, ".idx")
+        index.unlink(missing_ok=True)
+        _file(self.prefix, ".range.json").unlink(missing_ok=True)
+        self._partial[".bin"].replace(_file(self.prefix, ".bin"))
+        self._partial[".idx"].replace(index)
+        self._stream.close()
+
+    def _write_index(self, stream: BinaryIO) -> None:
+        count = self.document_count
+        stream.write(HEADER.pack(MAGIC, VERSION, self._code, count, count + 1))
+        for sizes in self._sizes:
+            stream.write(sizes.astype("<i4", copy=False).data)
+        start = 0
+        for sizes in self._sizes:
+            ends = start + np.cumsum(sizes, dtype=np.int64) * self.dtype.itemsize
+            starts = np.concatenate([[start], ends[:-1]]) if len(sizes) else ends
+            stream.write(np.ascontiguousarray(starts, dtype="<i8").data)
+            start = int(ends[-1]) if len(sizes) else start
+        for begin in range(0, count + 1, _CHUNK):
+            documents = np.arange(begin, min(begin + _CHUNK, count + 1), dtype="<i8")
+            stream.write(documents.data)
+
+
+_SUFFIXES = (".bin", ".idx")
+
+
+def _locked(path: Path) -> BinaryIO:
+    """Opens a file for writing that no other process is writing, emptied of an older run's rest."""
+    stream = path.open("ab")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            stream.close()
+            raise UserError(f"{path} is being written by another process") from None
+        # A file system without locks: the check is worth having, not worth failing for.
+    stream.truncate(0)
+    return stream
+
+
+def _synchronise(stream: BinaryIO) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
