@@ -1,4 +1,4 @@
-"""The benchmark harness: rows, statistics, correctness before speed. No test depends on a timing."""
+"""The benchmark harness: rows, statistics, correctness before speed. No timing decides a test."""
 
 import dataclasses
 import json
