@@ -10,6 +10,8 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from llmjp_ext import Tokenizer
 from tokenizer_oracle import (
     FUZZ_ATOMS,
     MODELS,
@@ -21,8 +23,6 @@ from tokenizer_oracle import (
     standard_library_texts,
     trained_directory,
 )
-
-from llmjp_ext import Tokenizer
 
 Both = tuple[Tokenizer, tokenizers.Tokenizer]
 UNICODE = st.characters(exclude_categories=["Cs"])

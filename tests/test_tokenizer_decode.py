@@ -7,9 +7,9 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizer_oracle import MODELS, fuzz_texts, load_both, model_file
 
 from llmjp_ext import Tokenizer
+from tokenizer_oracle import MODELS, fuzz_texts, load_both, model_file
 
 Both = tuple[Tokenizer, tokenizers.Tokenizer]
 

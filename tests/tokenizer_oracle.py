@@ -13,17 +13,25 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from llmjp.tokenizer_training import train_tokenizer
 
+from llmjp.tokenizer_training import train_tokenizer
 from llmjp_ext import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 
 _SUBJECTS = (
-    "私 彼女 先生 友だち 猫 犬 鳥 東京の人 学生 図書館 新しい計算機 言語モデル 日本語".split()
+    *("私", "彼女", "先生", "友だち", "猫", "犬"),
+    *("鳥", "東京の人", "学生", "図書館", "新しい計算機", "言語モデル"),
+    *("日本語"),
 )
-_OBJECTS = "本 りんご 手紙 コーヒー 写真 データ 電車 音楽 数学の問題 プログラム 昨日の新聞".split()
-_VERBS = "読みました 食べている 書いた 待っています 見つけた 動かす 作りたい 送ってください".split()
+_OBJECTS = (
+    *("本", "りんご", "手紙", "コーヒー", "写真", "データ"),
+    *("電車", "音楽", "数学の問題", "プログラム", "昨日の新聞"),
+)
+_VERBS = (
+    *("読みました", "食べている", "書いた", "待っています", "見つけた", "動かす"),
+    *("作りたい", "送ってください"),
+)
 _RUNS = ("ー", "あ", "笑", "w", "!", "ああ", "草", "…", "=", "-")
 
 FUZZ_ATOMS = (

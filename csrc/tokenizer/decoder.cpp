@@ -61,14 +61,6 @@ Decoder::Decoder(const Model& model)
   }
 }
 
-void Decoder::append_valid(std::string_view bytes, std::string& out) const {
-  if (byte_marks_) {
-    append_replacing_marks(bytes, out);
-  } else {
-    out.append(bytes);
-  }
-}
-
 size_t Decoder::append_characters(std::string_view bytes, bool last, std::string& out) const {
   size_t done = 0;
   while (done < bytes.size()) {
@@ -77,7 +69,12 @@ size_t Decoder::append_characters(std::string_view bytes, bool last, std::string
     const Utf8State state = decode_utf8(bytes.data() + done, bytes.size() - done, c, length);
     if (state == Utf8State::kIncomplete && !last) break;
     if (state == Utf8State::kComplete) {
-      append_valid(bytes.substr(done, static_cast<size_t>(length)), out);
+      const std::string_view character = bytes.substr(done, static_cast<size_t>(length));
+      if (byte_marks_ && character == kSpaceMarkUtf8) {
+        out.push_back(' ');
+      } else {
+        out.append(character);
+      }
       done += static_cast<size_t>(length);
     } else {
       append_utf8(out, kReplacementCharacter);
@@ -87,18 +84,24 @@ size_t Decoder::append_characters(std::string_view bytes, bool last, std::string
   return done;
 }
 
+void Decoder::settle_start(bool from_bytes, bool& started, std::string& out) const {
+  if (started || out.empty()) return;
+  started = true;
+  if (strip_leading_space_ && !(from_bytes && bytes_singly_) && out.front() == ' ') out.erase(0, 1);
+}
+
 std::string Decoder::decode(const int64_t* ids, size_t count, bool skip_special) const {
   std::string out;
   std::string bytes;
+  bool started = false;
   const auto flush = [&] {
-    if (find_invalid_utf8(bytes) == std::string_view::npos) {
-      append_valid(bytes, out);
-    } else if (bytes_singly_) {
+    if (bytes_singly_ || find_invalid_utf8(bytes) == std::string_view::npos) {
       append_characters(bytes, true, out);
     } else {
       for (size_t i = 0; i < bytes.size(); ++i) append_utf8(out, kReplacementCharacter);
     }
     bytes.clear();
+    settle_start(true, started, out);
   };
   for (size_t i = 0; i < count; ++i) {
     const Entry* found = entry(ids[i], skip_special);
@@ -109,20 +112,15 @@ std::string Decoder::decode(const int64_t* ids, size_t count, bool skip_special)
     }
     if (!bytes.empty()) flush();
     out.append(text(*found));
+    settle_start(false, started, out);
   }
   if (!bytes.empty()) flush();
-  if (strip_leading_space_ && out.starts_with(' ')) out.erase(0, 1);
   return out;
 }
 
 void DecodeStream::drain(bool last, std::string& out) {
   bytes_.erase(0, decoder_.append_characters(bytes_, last, out));
-}
-
-void DecodeStream::strip(std::string& out) {
-  if (out.empty() || started_) return;
-  started_ = true;
-  if (decoder_.strips_leading_space() && out.front() == ' ') out.erase(0, 1);
+  decoder_.settle_start(true, started_, out);
 }
 
 std::string DecodeStream::step(int64_t id) {
@@ -135,15 +133,14 @@ std::string DecodeStream::step(int64_t id) {
   } else {
     drain(true, out);
     out.append(decoder_.text(*found));
+    decoder_.settle_start(false, started_, out);
   }
-  strip(out);
   return out;
 }
 
 std::string DecodeStream::finish() {
   std::string out;
   drain(true, out);
-  strip(out);
   started_ = false;
   return out;
 }

@@ -40,11 +40,10 @@ class Decoder {
   // Appends the characters that `bytes` begins with and one U+FFFD per byte that fits nowhere, and
   // returns how many bytes that took: all if `last`, else all but an unfinished character.
   size_t append_characters(std::string_view bytes, bool last, std::string& out) const;
-  bool strips_leading_space() const { return strip_leading_space_; }
+  // Drops the leading space of `out`, the first text of a decoding to be given out.
+  void settle_start(bool from_bytes, bool& started, std::string& out) const;
 
  private:
-  void append_valid(std::string_view bytes, std::string& out) const;
-
   std::vector<Entry> entries_;
   std::string texts_;  // of all pieces, spaces already in place of marks
   bool byte_marks_ = false;
@@ -66,7 +65,6 @@ class DecodeStream {
 
  private:
   void drain(bool last, std::string& out);
-  void strip(std::string& out);
 
   const Decoder& decoder_;
   bool skip_special_;

@@ -145,24 +145,14 @@ void read_normalizer(std::string_view message, Specification& spec) {
   if (remove_extra) refuse("remove_extra_whitespaces is not supported");
 }
 
-// Scores as SentencePiece uses them: single precision, but for the user-defined pieces. One of
-// those is worth more than any other way to write its bytes.
-void settle_scores(const std::vector<PieceType>& types, Specification& spec) {
-  float lowest = std::numeric_limits<float>::max();
-  float highest = std::numeric_limits<float>::lowest();
+// What an unknown character costs. Only normal pieces count, and in single precision.
+double unknown_score(const std::vector<PieceType>& types, const std::vector<double>& scores) {
+  float lowest = std::numeric_limits<float>::infinity();
   for (size_t id = 0; id < types.size(); ++id) {
-    if (types[id] != PieceType::kNormal) continue;
-    lowest = std::min(lowest, static_cast<float>(spec.scores[id]));
-    highest = std::max(highest, static_cast<float>(spec.scores[id]));
+    if (types[id] == PieceType::kNormal) lowest = std::min(lowest, static_cast<float>(scores[id]));
   }
-  if (lowest > highest) refuse("there is no normal piece");
-  spec.unknown_score = lowest - static_cast<float>(Specification::kUnknownPenalty);
-  for (size_t id = 0; id < types.size(); ++id) {
-    if (types[id] == PieceType::kUserDefined) {
-      const auto length = static_cast<float>(spec.pieces[id].size());
-      spec.scores[id] = static_cast<double>(length * highest) - 0.1;
-    }
-  }
+  if (std::isinf(lowest)) refuse("there is no normal piece");
+  return lowest - static_cast<float>(Specification::kUnknownPenalty);
 }
 
 }  // namespace
@@ -203,13 +193,12 @@ Specification parse_sentencepiece_model(std::string_view bytes) {
     spec.searchable.push_back(type == PieceType::kNormal || type == PieceType::kUserDefined);
   }
   spec.check();
-  settle_scores(types, spec);
+  spec.unknown_score = unknown_score(types, spec.scores);
   spec.single = {{TemplateItem::Kind::kFirst, 0}};
   spec.pair = {{TemplateItem::Kind::kFirst, 0}, {TemplateItem::Kind::kSecond, 0}};
   spec.single_precision_sums = true;
   spec.decode_bytes = true;
   spec.decode_bytes_singly = true;
-  spec.decode_byte_marks = true;
   spec.strip_leading_space = spec.prefix_mark;
   return spec;
 }

@@ -53,14 +53,14 @@ class SequentialSearch {
       }
       const double so_far = best_[start - window].sum;
       const auto relax = [&](size_t end, double score, int32_t id) {
-        const double candidate = score + so_far;
+        const double candidate = rounded(score + so_far);
         if (end > reach) {
           fit(end - window + 1);
           for (size_t i = reach + 1; i <= end; ++i) best_[i - window].id = kUnset;
           reach = end;
         }
         Best& best = best_[end - window];
-        if (best.id == kUnset || candidate > best.sum) best = {kept(candidate), start, id};
+        if (best.id == kUnset || candidate > best.sum) best = {candidate, start, id};
       };
       bool single = false;
       int32_t node = Trie::kRoot;
@@ -88,7 +88,7 @@ class SequentialSearch {
  private:
   static constexpr int32_t kUnset = -2;
 
-  double kept(double sum) const {
+  double rounded(double sum) const {
     return model_.spec.single_precision_sums ? static_cast<double>(static_cast<float>(sum)) : sum;
   }
 

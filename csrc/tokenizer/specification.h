@@ -47,9 +47,12 @@ struct Specification {
   std::vector<TemplateItem> single;
   std::vector<TemplateItem> pair;
 
-  bool decode_bytes = false;         // runs of <0x..> become the characters they encode
-  bool decode_byte_marks = false;    // a "▁" that came from bytes becomes a space too
-  bool decode_bytes_singly = false;  // bytes that fit nowhere do not spoil those beside them
+  bool decode_bytes = false;  // runs of <0x..> become the characters they encode
+  // Of a run of byte pieces: SentencePiece replaces only the bytes that fit nowhere, and leaves
+  // spaces and marks as they are; Hugging Face's chain replaces all bytes of the run, and treats
+  // characters from bytes as any others.
+  bool decode_bytes_singly = false;
+  bool decode_byte_marks = false;  // a "▁" that came from bytes becomes a space too
   bool strip_leading_space = false;
 
   size_t total_size() const;  // ids go from 0 to this, added tokens included
