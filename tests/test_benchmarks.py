@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from benchmarks import run
-from benchmarks.harness import Candidate, Case, accuracy_check, missing
+from benchmarks.harness import Candidate, Case, accuracy_check, missing, runner
 from benchmarks.harness.ceilings import Ceilings
 from benchmarks.harness.environment import commit
 from benchmarks.harness.measure import QUICK_REPETITIONS, Sample, Timing, measure, summarise
 from benchmarks.harness.report import case_rows, table
-from benchmarks.harness.runner import run_benchmarks, run_case
+from benchmarks.harness.runner import Machine, run_case
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -34,6 +34,9 @@ class EvenClock:
 
     def cover(self, host_seconds: float) -> None:
         pass
+
+
+MACHINE = Machine(CPU, EvenClock(), CEILINGS, {"device": "cpu"})
 
 
 class ToldClock(EvenClock):
@@ -68,18 +71,21 @@ def timing(milliseconds: float, host_ms: float = 0.0) -> Timing:
     return Timing(milliseconds, milliseconds, milliseconds, host_ms, 20)
 
 
-def run_module(monkeypatch: pytest.MonkeyPatch, cases, output: Path | None = None) -> int:
+def run_module(
+    monkeypatch: pytest.MonkeyPatch, cases, output: Path, device: torch.device = CPU
+) -> int:
     """run_benchmarks on a benchmark "planted" with this function `cases`."""
     module = types.ModuleType("benchmarks.planted")
     module.cases = cases
     monkeypatch.setitem(sys.modules, "benchmarks.planted", module)
-    return run_benchmarks(["planted"], CPU, quick=True, output=output)
+    return runner.run_benchmarks(["planted"], device, quick=True, output=output)
 
 
-def test_layer_norm_on_the_cpu(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_layer_norm(place: str, tmp_path: Path) -> None:
     """The command measures, appends rows that are whole, and prints the same candidates."""
     output = tmp_path / "sub" / "results.jsonl"
-    command = [sys.executable, "benchmarks/run.py", "layer_norm", "--quick", "--device", "cpu"]
+    command = [sys.executable, "benchmarks/run.py", "layer_norm", "--quick", "--device", place]
     done = subprocess.run(
         [*command, "--output", str(output)], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
@@ -91,20 +97,24 @@ def test_layer_norm_on_the_cpu(tmp_path: Path) -> None:
     for row in rows:
         assert row.keys() == rows[0].keys()
         assert row["benchmark"] == "layer_norm" and row["quick"] is True
-        assert row["device"] == "cpu" and row["commit"] and row["cpu"] and row["torch"]
+        assert (row["device"] == "cpu") == (place == "cpu")
+        assert row["commit"] and row["cpu"] and row["torch"]
+        assert (row["host_ms"] is not None) == (place == "cuda" and row["status"] == "ok")
         if row["status"] == "ok":
             assert 0 < row["p20_ms"] <= row["median_ms"] <= row["p80_ms"], row
             assert row["gb_per_s"] > 0 and row["share_of_ceiling"] > 0, row
-            assert row["strongest_peer"] == "F.layer_norm", row
+            assert row["strongest_peer"] in {"F.layer_norm", "torch.compile", "Liger"}, row
             assert row["repetitions"] == QUICK_REPETITIONS, row
     by_status = {
         status: {row["candidate"] for row in rows if row["status"] == status}
         for status in ("ok", "absent", "error")
     }
-    assert by_status["ok"] == {"llmjp_ext", "F.layer_norm"}
-    assert by_status["absent"] == {"torch.compile", "Liger"}
-    assert not by_status["error"]
-    for words in ("llmjp_ext", "F.layer_norm", "Liger", "absent: needs CUDA", "backward 64 x 256"):
+    everyone = {"llmjp_ext", "F.layer_norm", "torch.compile", "Liger"}
+    present = everyone - ({"torch.compile", "Liger"} if place == "cpu" else set())
+    if missing("liger_kernel"):
+        present -= {"Liger"}
+    assert by_status == {"ok": present, "absent": everyone - present, "error": set()}
+    for words in (*everyone, "backward 64 x 256 float32"):
         assert words in done.stdout
 
 
@@ -149,7 +159,7 @@ def test_raising_candidate_does_not_stop_the_others() -> None:
         candidates={"at once": fails_at_once, "later": fails_later, "sound": lambda: None},
         check=lambda result: None,
     )
-    rows = run_case("planted", case, EvenClock(), CEILINGS, CPU, quick=True)
+    rows = run_case("planted", case, MACHINE, quick=True)
     assert [(row["candidate"], row["status"], row["message"]) for row in rows] == [
         ("at once", "error", "NotImplementedError: not for this shape"),
         ("later", "error", "RuntimeError: out of something"),
@@ -170,6 +180,26 @@ def test_broken_benchmark_is_one_failure(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert [row["status"] for row in rows] == ["ok", "ok", "error"]
     assert rows[-1]["message"] == "FileNotFoundError: no such corpus"
     assert len({tuple(row) for row in rows}) == 1, "rows differ in their keys"
+
+
+def test_jobs_of_the_cpu_have_its_clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Beside a GPU a case on the CPU is measured as the CPU's work, and its rows say so."""
+
+    def machine(device: torch.device, quick: bool) -> Machine:
+        return Machine(device, EvenClock(), CEILINGS, {"device": device.type})
+
+    monkeypatch.setattr(runner, "make_machine", machine)
+    output = tmp_path / "results.jsonl"
+    cases = [double_case(), double_case(on_cpu=True)]
+    gpu = torch.device("cuda")
+    assert run_module(monkeypatch, lambda device, quick: iter(cases), output, gpu) == 0
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [(row["device"], row["host_ms"]) for row in rows] == [
+        ("cuda", 1.0),
+        ("cuda", 1.0),
+        ("cpu", None),
+        ("cpu", None),
+    ]
 
 
 def test_absent_peers_are_listed() -> None:
@@ -245,7 +275,7 @@ def test_prepared_argument_is_new_for_every_call() -> None:
     case = double_case(
         candidates={"peer": Candidate(used.append, prepare)}, check=lambda result: None
     )
-    (row,) = run_case("planted", case, EvenClock(), CEILINGS, CPU, quick=True)
+    (row,) = run_case("planted", case, MACHINE, quick=True)
     assert row["status"] == "ok"
     assert used == made and len(made) >= QUICK_REPETITIONS + 1
 

@@ -6,7 +6,7 @@
 #   build       native modules with CUDA kernels and the simulated ones, kept in build/ between calls
 #   test        tests that need a GPU, then those of the build and of the compiled kernels
 #   sanitize    every kernel on small shapes under compute-sanitizer: memcheck, racecheck, initcheck, synccheck
-#   bench:NAME  benchmarks/NAME.py, for example bench:layer_norm
+#   bench:NAME  benchmarks/NAME.py, for example bench:layer_norm; benchmarks/run.py --list names them
 #
 # OUTDIR gets results.jsonl (a row a measurement and a row a stage) and gpu_check.log; both are appended to. A stage is
 # stopped after STAGE_SECONDS (540). A failed stage does not stop the next; the exit code tells whether any failed.
@@ -20,7 +20,7 @@ fi
 mkdir -p "$1"
 OUT=$(cd "$1" && pwd)
 shift
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 PYTHON=${PYTHON:-python3}
 STAGE_SECONDS=${STAGE_SECONDS:-540}
@@ -63,7 +63,7 @@ stage_sanitize() {
 }
 
 stage_bench() {
-  "$PYTHON" benchmarks/run.py "$1" --output "$RESULTS"
+  "$PYTHON" benchmarks/run.py "$1" --device cuda --output "$RESULTS"
 }
 
 run_stage() {

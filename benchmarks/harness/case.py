@@ -48,6 +48,8 @@ class Case:
             bound.
         input_bytes: size of a job's input, such as UTF-8 text to tokenize. Gives MB/s (10^6).
         absent: peers that this machine cannot run, by name, each with the reason.
+        on_cpu: the candidates run on the CPU even where the benchmark was given a GPU, as a
+            tokenizer does. Decides the clock; the rows then name the CPU as their device.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Case:
     flops: int = 0
     input_bytes: int = 0
     absent: Mapping[str, str] = field(default_factory=dict)
+    on_cpu: bool = False
 
     def __post_init__(self) -> None:
         self.candidates = {

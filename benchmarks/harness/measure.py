@@ -28,6 +28,8 @@ LEAST_REPETITIONS = 20
 MOST_REPETITIONS = 200
 QUICK_REPETITIONS = 5
 WARM_UP_CALLS = 3
+# Work of the host beyond this shows in the measured time, as it would in a program.
+MOST_COVER_SECONDS = 0.05
 LEAST_CACHE_BYTES = 32 << 20  # where the machine does not tell how large its cache is
 
 
@@ -105,7 +107,8 @@ class CudaClock:
         return Sample(self._start.elapsed_time(self._end) / 1e3, host_seconds)
 
     def cover(self, host_seconds: float) -> None:
-        self._fills = 1 + int(1.5 * host_seconds / self._fill_seconds)
+        wanted = min(1.5 * host_seconds, MOST_COVER_SECONDS)
+        self._fills = 1 + int(wanted / self._fill_seconds)
 
 
 def last_level_cache_bytes() -> int:

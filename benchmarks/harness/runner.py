@@ -5,8 +5,9 @@ import json
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
@@ -22,6 +23,37 @@ def progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+@dataclass(frozen=True)
+class Machine:
+    """One device to measure on: its clock, its ceilings, and the facts that every row gets."""
+
+    device: torch.device
+    clock: Clock
+    ceilings: Ceilings
+    facts: dict[str, Any]
+
+
+def make_machine(device: torch.device, quick: bool) -> Machine:
+    """Measures a device's ceilings, and prints them with what the device is."""
+    facts = environment(device)
+    progress(f"measuring the ceilings of {facts['device']} ({facts['cpu']})")
+    clock = make_clock(device)
+    ceilings = measure_ceilings(device, clock, quick)
+    print(
+        f"{facts['device']}, {facts['cpu']}, torch {facts['torch']}, commit {facts['commit']}\n"
+        f"copy {ceilings.copy_gb_per_s:.1f} GB/s, "
+        f"matrix product {ceilings.matmul_tflop_per_s:.3g} TFLOP/s"
+        f"{'; quick: not for quoting' if quick else ''}\n",
+        flush=True,
+    )
+    facts |= {
+        "quick": quick,
+        "ceiling_copy_gb_per_s": ceilings.copy_gb_per_s,
+        "ceiling_matmul_tflop_per_s": ceilings.matmul_tflop_per_s,
+    }
+    return Machine(device, clock, ceilings, facts)
+
+
 def check_candidates(case: Case) -> dict[str, Exception]:
     """Runs every candidate once and checks its result; returns the exceptions by name."""
     failures: dict[str, Exception] = {}
@@ -33,14 +65,14 @@ def check_candidates(case: Case) -> dict[str, Exception]:
     return failures
 
 
-def run_case(
-    benchmark: str, case: Case, clock: Clock, ceilings: Ceilings, device: torch.device, quick: bool
-) -> list[dict[str, Any]]:
-    """Checks and measures a case; returns its rows without the environment."""
+def run_case(benchmark: str, case: Case, machine: Machine, quick: bool) -> list[dict[str, Any]]:
+    """Checks and measures a case; returns its rows, complete."""
     results: dict[str, Timing | Exception] = dict(check_candidates(case))
     sound = {name: c for name, c in _candidates(case).items() if name not in results}
-    results |= measure(sound, clock, device, quick=quick)
-    return case_rows(benchmark, case, results, ceilings, device.type == "cuda")
+    results |= measure(sound, machine.clock, machine.device, quick=quick)
+    on_cuda = machine.device.type == "cuda"
+    rows = case_rows(benchmark, case, results, machine.ceilings, on_cuda)
+    return [row | machine.facts for row in rows]
 
 
 def run_benchmarks(
@@ -58,31 +90,20 @@ def run_benchmarks(
         The number of candidates and benchmarks that failed.
     """
     failures = 0
-    facts: dict[str, Any] = environment(device) | {"quick": quick}
-    clock = make_clock(device)
-    progress(f"measuring the ceilings of {facts['device']} ({facts['cpu']})")
-    ceilings = measure_ceilings(device, clock, quick)
-    facts |= {
-        "ceiling_copy_gb_per_s": ceilings.copy_gb_per_s,
-        "ceiling_matmul_tflop_per_s": ceilings.matmul_tflop_per_s,
-    }
-    print(
-        f"{facts['device']}, {facts['cpu']}, torch {facts['torch']}, commit {facts['commit']}\n"
-        f"copy {ceilings.copy_gb_per_s:.1f} GB/s, "
-        f"matrix product {ceilings.matmul_tflop_per_s:.3g} TFLOP/s"
-        f"{'; quick: not for quoting' if quick else ''}\n",
-        flush=True,
-    )
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
+    machines = {device.type: make_machine(device, quick)}
     for name in names:
         try:
             for case in _cases(name, device, quick):
+                place = "cpu" if case.on_cpu else device.type
+                if place not in machines:
+                    machines[place] = make_machine(torch.device(place), quick)
                 progress(f"{name}: {case.title}")
-                rows = run_case(name, case, clock, ceilings, device, quick)
+                rows = run_case(name, case, machines[place], quick)
                 failures += sum(row["status"] == "error" for row in rows)
                 print(table(case, rows), flush=True)
-                _append(output, rows, facts)
+                _append(output, rows)
                 del case  # its tensors make room for the next one's
                 _forget_compiled_code()
         except Exception as error:  # one benchmark that cannot run does not stop the next
@@ -90,7 +111,7 @@ def run_benchmarks(
             traceback.print_exc()
             row = empty_row(name, None, None) | {"status": "error", "message": one_line(error)}
             print(f"{name}: error: {row['message']}\n", flush=True)
-            _append(output, [row], facts)
+            _append(output, [row | machines[device.type].facts])
     return failures
 
 
@@ -112,10 +133,9 @@ def _forget_compiled_code() -> None:
         torch.cuda.empty_cache()
 
 
-def _append(output: Path | None, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+def _append(output: Path | None, rows: list[dict[str, Any]]) -> None:
     if output is None:
         return
-    file: IO[str]
     with output.open("a", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(row | facts) + "\n")
+            file.write(json.dumps(row) + "\n")
