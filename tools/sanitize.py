@@ -1,7 +1,8 @@
-"""Runs every CUDA kernel once on small shapes, for compute-sanitizer (tools/gpu_check.sh sanitize).
+"""Runs every CUDA kernel on small shapes, for compute-sanitizer (tools/gpu_check.sh sanitize).
 
 Shapes are chosen so that each path of a launcher is taken: every tile width, the looping kernels,
-rows that are not 16-byte aligned, strided rows, with and without residual and bias. Results are
+rows that are not 16-byte aligned, strided rows, with and without residual and bias, every
+combination of dtypes, and so many rows that persistent blocks take several in turn. Results are
 compared loosely with torch's own, to show that the kernels did run; tests/ compare exactly.
 """
 
@@ -9,42 +10,74 @@ import itertools
 import sys
 
 import torch
+from torch import Tensor
 
 import llmjp_ext
 
 # The widest row of each tile, rows that only the looping kernels take, and two unaligned ones.
 TILE_WIDTHS = (256, 512, 1024, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576)
 LAYER_NORM_WIDTHS = (7, 1023, *TILE_WIDTHS, 32768)
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+FLOAT32, FLOAT16, BFLOAT16 = torch.float32, torch.float16, torch.bfloat16
+# Of x, residual and weight.
+SAME_DTYPES = tuple((dtype,) * 3 for dtype in (FLOAT32, FLOAT16, BFLOAT16))
+MIXED_DTYPES = (
+    (FLOAT16, FLOAT16, FLOAT32),
+    (FLOAT16, FLOAT32, FLOAT32),
+    (BFLOAT16, BFLOAT16, FLOAT32),
+    (BFLOAT16, FLOAT32, FLOAT32),
+)
+MIXED_WIDTHS = (1023, 2048, 32768)
 ROWS = 5
+# More rows than a GPU's persistent blocks take at once, at every width of a tile.
+PERSISTENT_ELEMENTS = 1 << 22
+
+
+def run_layer_norm(
+    device: torch.device,
+    rows: int,
+    width: int,
+    dtypes: tuple[torch.dtype, torch.dtype, torch.dtype],
+    with_residual: bool,
+) -> None:
+    """Forward and backward of one layer_norm of strided rows."""
+    x_dtype, residual_dtype, weight_dtype = dtypes
+    padded = torch.randn(rows, width + 16, device=device, dtype=x_dtype)
+    x = padded[:, :width].detach().requires_grad_()
+    weight, bias = (
+        torch.randn(width, device=device, dtype=weight_dtype, requires_grad=True) for _ in range(2)
+    )
+    used_bias = bias if width % 2 == 0 else None
+    residual: Tensor | None = None
+    if with_residual:
+        residual = torch.randn(rows, width, device=device, dtype=residual_dtype).requires_grad_()
+        y, r = llmjp_ext.layer_norm(x, weight, used_bias, residual=residual)
+        (y.float().sum() + r.float().sum()).backward()
+    else:
+        y = llmjp_ext.layer_norm(x, weight, used_bias)
+        y.float().sum().backward()
+    row = x.detach().float() if residual is None else (x + residual).detach().float()
+    shift = None if used_bias is None else used_bias.float()
+    expected = torch.nn.functional.layer_norm(row, (width,), weight.float(), shift)
+    torch.testing.assert_close(y.float(), expected, rtol=0.05, atol=0.05)
+    for leaf in (x, weight, used_bias, residual):
+        if leaf is not None:
+            assert leaf.grad is not None
+            assert bool(leaf.grad.isfinite().all())
 
 
 def sanitize_layer_norm(device: torch.device) -> int:
-    """Forward and backward of layer_norm on `device`; returns the number of calls made."""
-    calls = 0
-    for width, dtype, with_residual in itertools.product(LAYER_NORM_WIDTHS, DTYPES, (False, True)):
-        has_bias = width % 2 == 0
-        padded = torch.randn(ROWS, width + 16, device=device, dtype=dtype)
-        x = padded[:, :width].detach().requires_grad_()
-        residual = torch.randn(ROWS, width, device=device, dtype=dtype, requires_grad=True)
-        weight = torch.randn(width, device=device, dtype=dtype, requires_grad=True)
-        bias = (
-            torch.randn(width, device=device, dtype=dtype, requires_grad=True) if has_bias else None
-        )
-        if with_residual:
-            y, r = llmjp_ext.layer_norm(x, weight, bias, residual=residual)
-            (y.float().sum() + r.float().sum()).backward()
-            row = (x + residual).detach()
-        else:
-            y = llmjp_ext.layer_norm(x, weight, bias)
-            y.float().sum().backward()
-            row = x.detach()
-        expected = torch.nn.functional.layer_norm(row, (width,), weight, bias)
-        torch.testing.assert_close(y, expected, rtol=0.05, atol=0.05)
-        assert x.grad is not None
-        assert bool(x.grad.isfinite().all())
-        calls += 2
-    return calls
+    """Every path of layer_norm on `device`; returns the number of forward and backward calls."""
+    few = [
+        *itertools.product([ROWS], LAYER_NORM_WIDTHS, SAME_DTYPES),
+        *itertools.product([ROWS], MIXED_WIDTHS, MIXED_DTYPES),
+    ]
+    many = [
+        (PERSISTENT_ELEMENTS // width, width, dtypes)
+        for width, dtypes in itertools.product(TILE_WIDTHS, (SAME_DTYPES[0], SAME_DTYPES[2]))
+    ]
+    for (rows, width, dtypes), with_residual in itertools.product([*few, *many], (False, True)):
+        run_layer_norm(device, rows, width, dtypes, with_residual)
+    return 2 * 2 * len(few + many)
 
 
 def main() -> int:
