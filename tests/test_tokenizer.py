@@ -211,7 +211,10 @@ def test_vocabulary_lookups(both: Both) -> None:
         if token is not None:
             assert ours.token_to_id(token) == id
     assert ours.token_to_id("no such piece") is None
+    assert ours.token_to_id("a\ud800") is None
     assert ours.id_to_token(-1) is None
+    with pytest.raises(TypeError):
+        ours.token_to_id(b"a")  # type: ignore[arg-type]
 
 
 def test_pickle_carries_the_file() -> None:

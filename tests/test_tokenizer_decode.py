@@ -86,13 +86,72 @@ def test_stream_gives_characters_as_soon_as_they_are_complete(both: Both) -> Non
     assert [stream.step(space), stream.step(space), stream.finish()] == ["", " ", ""]
 
 
-def test_ids_that_are_no_ids_are_refused(both: Both) -> None:
-    """Negative ids, floats, strings and arrays of the wrong kind raise and name the fault."""
+def test_ids_that_nothing_has_are_dropped(both: Both) -> None:
+    """Beyond the vocabulary, beyond 32 and 64 bits, in lists, arrays and streams."""
     ours, _ = both
-    with pytest.raises(ValueError, match="-3"):
-        ours.decode([1, -3])
-    with pytest.raises(ValueError, match="-1"):
-        ours.decode_stream().step(-1)
-    for wrong in (["a"], [1.5], 5, np.zeros(3), np.zeros((2, 2), np.int64)):
+    ids = ours.encode("日本", add_special_tokens=False)
+    size = ours.vocab_size
+    for beyond in (size, size + 1, 2**31, 2**32 + 5, 2**63 - 1, 2**63, 2**64, 10**30):
+        assert ours.decode([*ids, beyond]) == "日本"
+        assert ours.decode_stream().step(beyond) == ""
+        assert ours.id_to_token(beyond) is None
+    assert ours.decode(np.array([*ids, 2**64 - 1], np.uint64)) == "日本"
+    assert ours.decode(np.array([*ids, 2**63 - 1], np.int64)) == "日本"
+    assert ours.decode([]) == ours.decode(np.array([], np.int64)) == ""
+
+
+def test_ids_of_any_integer_type(both: Both) -> None:
+    """Arrays of each integer type, strided, reversed, read-only or of foreign byte order; iterables
+    and integers of NumPy."""
+    ours, oracle = both
+    ids = [9, 3, 7, 50, 60, 11, 33, 40]
+    expected = oracle.decode(ids)
+    for dtype in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", ">i4", ">u2", ">u8"):
+        array = np.array(ids, dtype)
+        assert ours.decode(array) == expected, dtype
+        doubled = np.repeat(array, 2)
+        assert ours.decode(doubled[::2]) == expected, dtype
+        assert ours.decode(array[::-1]) == oracle.decode(ids[::-1]), dtype
+        array.flags.writeable = False
+        assert ours.decode(array) == expected, dtype
+    assert ours.decode(iter(ids)) == expected  # type: ignore[arg-type]
+    assert ours.decode([np.uint16(id) for id in ids]) == expected
+    assert ours.decode_batch(np.array([ids, ids])) == [expected] * 2
+
+
+def test_ids_that_are_no_ids_are_refused(both: Both) -> None:
+    """Negative ids, floats, strings and arrays of the wrong kind raise in one line."""
+    ours, _ = both
+    for negative in (-3, -(2**31), -(2**63), -(2**64), -(10**30)):
+        with pytest.raises(ValueError, match=f"must not be negative, got {negative}"):
+            ours.decode([1, negative])
+        with pytest.raises(ValueError, match="negative"):
+            ours.decode_stream().step(negative)
+        assert ours.id_to_token(negative) is None
+    for array in (np.array([1, -3], "i1"), np.array([1, -3], ">i8")):
+        with pytest.raises(ValueError, match="-3"):
+            ours.decode(array)
+    wrong = (["a"], [1.5], [None], 5, None, np.zeros(3), np.zeros((2, 2), np.int64))
+    more = (np.array(5), np.array([True]), np.array(["1"]), np.array([1], object))
+    for value in (*wrong, *more):
+        with pytest.raises(TypeError) as caught:
+            ours.decode(value)  # type: ignore[arg-type]
+        assert "\n" not in str(caught.value)
         with pytest.raises(TypeError):
-            ours.decode(wrong)  # type: ignore[arg-type]
+            ours.decode_batch([[1], value])  # type: ignore[list-item]
+    for step in (1.5, "a", None):
+        with pytest.raises(TypeError):
+            ours.decode_stream().step(step)  # type: ignore[arg-type]
+
+
+def test_a_list_that_changes_while_it_is_read(both: Both) -> None:
+    """An id whose conversion empties the list: nothing beyond its end is read."""
+    ours, oracle = both
+
+    class Shrinking:
+        def __index__(self) -> int:
+            ids.clear()
+            return 50
+
+    ids: list[object] = [Shrinking(), *range(40, 400)]
+    assert ours.decode(ids) == oracle.decode([50])  # type: ignore[arg-type]
