@@ -214,11 +214,11 @@ def test_absent_peers_are_listed() -> None:
 
 def test_statistics_of_known_samples() -> None:
     """0 to 100 ms: the percentiles are their own numbers, in any order."""
-    samples = [Sample(i / 1e3, i / 2e3) for i in torch.randperm(101).tolist()]
+    samples = [Sample(i / 1e3, i / 2e3, i << 20) for i in torch.randperm(101).tolist()]
     result = summarise(samples)
     assert result.median_ms == pytest.approx(50) and result.host_ms == pytest.approx(25)
     assert result.p20_ms == pytest.approx(20) and result.p80_ms == pytest.approx(80)
-    assert result.repetitions == 101
+    assert result.repetitions == 101 and result.allocated_mib == 100
 
 
 def test_rates_of_known_times() -> None:

@@ -35,21 +35,29 @@ LEAST_CACHE_BYTES = 32 << 20  # where the machine does not tell how large its ca
 
 @dataclass(frozen=True)
 class Sample:
-    """One repetition, in seconds: the measured time, and the host's time to issue the call."""
+    """One repetition.
+
+    Attributes:
+        seconds: the measured time.
+        host_seconds: the host's time to issue the call.
+        allocated_bytes: device memory that the call took at most, beyond what was there before.
+    """
 
     seconds: float
     host_seconds: float
+    allocated_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Statistics of a candidate's repetitions, in milliseconds."""
+    """Statistics of a candidate's repetitions, in milliseconds and MiB."""
 
     median_ms: float
     p20_ms: float
     p80_ms: float
     host_ms: float
     repetitions: int
+    allocated_mib: float = 0.0
 
 
 class Clock(Protocol):
@@ -95,6 +103,8 @@ class CudaClock:
     def time(self, candidate: Candidate) -> Sample:
         arguments = candidate.arguments()
         torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        allocated = torch.cuda.memory_allocated()
         for _ in range(self._fills):
             self._buffer.zero_()
         self._start.record()
@@ -103,8 +113,9 @@ class CudaClock:
         host_seconds = time.perf_counter() - start
         self._end.record()
         self._end.synchronize()
-        del result
-        return Sample(self._start.elapsed_time(self._end) / 1e3, host_seconds)
+        allocated = torch.cuda.max_memory_allocated() - allocated
+        del result  # it lived until here, so that its memory was not used again meanwhile
+        return Sample(self._start.elapsed_time(self._end) / 1e3, host_seconds, allocated)
 
     def cover(self, host_seconds: float) -> None:
         wanted = min(1.5 * host_seconds, MOST_COVER_SECONDS)
@@ -131,7 +142,8 @@ def summarise(samples: list[Sample]) -> Timing:
     """Median, 20th and 80th percentile (linear between neighbours) of some repetitions."""
     p20, median, p80 = np.percentile([s.seconds * 1e3 for s in samples], [20, 50, 80]).tolist()
     host = statistics.median(s.host_seconds * 1e3 for s in samples)
-    return Timing(median, p20, p80, host, len(samples))
+    allocated = max(s.allocated_bytes for s in samples) / 2**20
+    return Timing(median, p20, p80, host, len(samples), allocated)
 
 
 def repetitions_for(seconds: float, device: torch.device, quick: bool) -> int:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,9 @@ def make_machine(device: torch.device, quick: bool) -> Machine:
     """Measures a device's ceilings, and prints them with what the device is."""
     facts = environment(device)
     progress(f"measuring the ceilings of {facts['device']} ({facts['cpu']})")
+    cores = os.cpu_count() or 1
+    if facts["load_average"] > cores / 4:
+        progress(f"the machine is busy: load average {facts['load_average']:.1f}, {cores} cores")
     clock = make_clock(device)
     ceilings = measure_ceilings(device, clock, quick)
     print(
