@@ -138,7 +138,7 @@ class PackedDataset:
         if seq_length < 1:
             raise ValueError(f"seq_length must be positive, got {seq_length}")
         self.seq_length = seq_length
-        self._documents = documents
+        self.documents = documents
         self._seed = seed
         self._first, end = split_ranges(len(documents), split)[part]
         self.document_count = end - self._first
@@ -189,7 +189,7 @@ class PackedDataset:
         table = [np.zeros(1, np.int64)]
         total = 0
         for begin in range(0, count, _CHUNK):
-            sizes = self._documents.sizes(self._numbers(begin, min(begin + _CHUNK, count)))
+            sizes = self.documents.sizes(self._numbers(begin, min(begin + _CHUNK, count)))
             ends = total + np.cumsum(sizes)
             total = int(ends[-1])
             table.append(ends[_STRIDE - 1 :: _STRIDE])
@@ -211,7 +211,7 @@ class PackedDataset:
         first token; `epoch` is the cache's."""
         end = min((block + 1) * _STRIDE, self.document_count)
         numbers = self._numbers(block * _STRIDE, end)
-        return numbers, np.cumsum(self._documents.sizes(numbers))
+        return numbers, np.cumsum(self.documents.sizes(numbers))
 
     def _numbers(self, begin: int, end: int) -> npt.NDArray[np.int64]:
         """Numbers in the data of documents begin to end - 1 of the epoch's order."""
@@ -229,7 +229,7 @@ class PackedDataset:
             at = int(np.searchsorted(ends, skipped, side="right"))
             skipped -= int(ends[at - 1]) if at > 0 else 0
             for number in numbers[at:]:
-                ids = self._documents[int(number)][skipped : skipped + length - filled]
+                ids = self.documents[int(number)][skipped : skipped + length - filled]
                 sample[filled : filled + len(ids)] = ids
                 filled += len(ids)
                 skipped = 0

@@ -1,0 +1,348 @@
+"""`llmjp train`: trains or continues a model on indexed datasets, through DeepSpeed.
+
+`python -m llmjp.train` is the same command, for `torchrun -m llmjp.train` and `deepspeed --module
+llmjp.train`, which put their own arguments first.
+"""
+
+import argparse
+import dataclasses
+import fcntl
+import sys
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from llmjp.errors import UserError
+from llmjp.training import settings as settings_module
+from llmjp.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from llmjp.config import ModelConfig
+    from llmjp.data.packed import PackedDataset
+    from llmjp.training.engine import Batches
+    from llmjp.training.processes import Processes
+
+HELP = "Trains a model, or continues one, from token files; see docs/training.md."
+INTERRUPTED = 130
+
+# What a checkpoint may be continued under without a word: where and how often things are written,
+# and how the work is dealt out.
+_FREE = {
+    *(
+        "data",
+        "valid_data",
+        "seq_length",
+        "steps",
+        "output",
+        "resume",
+        "tokenizer",
+        "model",
+        "model_set",
+        "dropout",
+    ),
+    *("save_interval", "keep_last", "save_hf_every", "log_interval", "valid_interval"),
+    *("valid_samples", "micro_batch", "recompute", "deepspeed_config", "decay_steps", "dtype"),
+}
+# What no checkpoint can be continued under in another way.
+_FIXED = ("processes", "zero_stage", "dtype", "model")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    settings_module.add_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command in this process; returns its exit code."""
+    from llmjp.training.processes import SharedError, launched_rank, start_processes, stop_processes
+
+    rank = launched_rank()
+    try:
+        settings = settings_module.from_arguments(arguments)
+    except UserError:
+        if rank == 0:
+            raise
+        return 1  # every process was given the same
+    try:
+        processes = start_processes()
+        try:
+            return train(settings, processes)
+        except SharedError:
+            if processes.first:
+                raise
+            return 1
+        finally:
+            stop_processes()
+    except (UserError, OSError) as error:
+        if rank == 0 or isinstance(error, SharedError):
+            raise
+        raise UserError(f"process {rank}: {error}") from error
+
+
+def train(settings: TrainSettings, processes: "Processes") -> int:
+    """Trains in this process, one of those of the run; returns the exit code.
+
+    Raises:
+        UserError: settings, data, checkpoint or model do not fit each other or cannot be read.
+    """
+    from llmjp.training import checkpoints, engine
+    from llmjp.training.trainer import Trainer
+
+    batches = engine.Batches.of(settings, processes.world)
+    dtype = engine.number_format(settings, processes.device)
+    config, source, tokenizer = processes.together(lambda: choose_model(settings))
+    length = settings.seq_length or config.n_positions
+    if length > config.n_positions:
+        raise UserError(
+            f"seq_length {length} is more than the model's {config.n_positions} positions"
+        )
+    data, valid = processes.together(lambda: open_data(settings, length))
+    for part in (data, valid):
+        if part is not None:
+            _check_vocabulary(part, config, processes)
+    ds_config = processes.together(
+        lambda: engine.deepspeed_config(settings, batches, dtype, processes.device)
+    )
+    record = describe(settings, config, data, dtype, processes.world)
+
+    lock = processes.first_alone(lambda: _own(Path(settings.output)))
+    folder = checkpoints.Checkpoints(Path(settings.output) / "checkpoints", settings.keep_last)
+    start = processes.together(lambda: find_start(settings, folder, record))
+    source = None if start is not None else source
+    ds_engine = engine.build_engine(settings, config, ds_config, processes, source)
+    done = 0
+    if start is not None:
+        processes.together(lambda: checkpoints.load(ds_engine, start))
+        done = checkpoints.read_record(start)["step"]
+    if processes.first:
+        report(settings, config, data, valid, batches, dtype, processes, start)
+    trainer = Trainer(
+        settings,
+        config,
+        ds_engine,
+        processes,
+        batches,
+        data,
+        valid,
+        folder,
+        record,
+        done,
+        tokenizer,
+    )
+    finished = trainer.run()
+    if processes.first:
+        assert lock is not None
+        lock.close()
+        if finished:
+            print(f"done: {settings.output}/hf holds the model", flush=True)
+        else:
+            print(
+                f"stopped after step {trainer.done}, which is saved; the same command continues",
+                flush=True,
+            )
+    return 0 if finished else INTERRUPTED
+
+
+def _check_vocabulary(data: "PackedDataset", config: "ModelConfig", processes: "Processes") -> None:
+    """One process reads all of the data, the first time."""
+    processes.first_alone(lambda: data.documents.check_vocabulary(config.vocab_size))
+
+
+def choose_model(settings: TrainSettings) -> "tuple[ModelConfig, Path | None, Path | None]":
+    """The model's shape, the folder of its weights if it has any, and that of its tokenizer.
+
+    Raises:
+        UserError: there is no such model or tokenizer, or they do not fit.
+    """
+    from llmjp.checkpoint.huggingface import load_config
+    from llmjp.config import PRESETS, preset
+    from llmjp.data.tokenize import end_token_id, load_tokenizer
+
+    fields = settings.model_fields()
+    tokenizer = None if settings.tokenizer is None else Path(settings.tokenizer)
+    source = None
+    if settings.model in PRESETS:
+        config = preset(settings.model, **fields)
+    else:
+        source = Path(settings.model)
+        if not source.is_dir():
+            raise UserError(f"model {source} is no folder and none of {', '.join(PRESETS)}")
+        if settings.model_set:
+            raise UserError("model_set changes a preset; a model folder has its own shape")
+        config = dataclasses.replace(load_config(source), **fields)
+        if tokenizer is None and (source / "tokenizer.json").exists():
+            tokenizer = source
+    if tokenizer is not None:
+        if not tokenizer.is_dir():
+            raise UserError(f"tokenizer {tokenizer} is not a folder")
+        loaded = load_tokenizer(tokenizer)
+        if loaded.vocab_size > config.vocab_size:
+            raise UserError(
+                f"the tokenizer has {loaded.vocab_size} ids, the model {config.vocab_size}: "
+                f"--model-set vocab_size={loaded.vocab_size} or more makes room"
+            )
+        if source is None:
+            end = end_token_id(loaded)
+            config = dataclasses.replace(config, bos_token_id=end, eos_token_id=end)
+    return config, source, tokenizer
+
+
+def open_data(settings: TrainSettings, length: int) -> "tuple[PackedDataset, PackedDataset | None]":
+    """Training and validation samples; no validation where there is too little for it.
+
+    Raises:
+        UserError: data is missing, damaged or too little to train on.
+    """
+    from llmjp.data.packed import Documents, PackedDataset
+
+    documents = Documents(settings.data)
+    if settings.valid_data:
+        other = Documents(settings.valid_data)
+        data = PackedDataset(documents, length, settings.seed)
+        return data, PackedDataset(other, length, settings.seed)
+    split = settings.split_weights()
+    data = PackedDataset(documents, length, settings.seed, split=split)
+    if split[1] == 0 or settings.valid_interval == 0:
+        return data, None
+    try:
+        return data, PackedDataset(documents, length, settings.seed, split=split, part=1)
+    except UserError:
+        return data, None  # the report says so
+
+
+def describe(
+    settings: TrainSettings,
+    config: "ModelConfig",
+    data: "PackedDataset",
+    dtype: str,
+    world: int,
+) -> dict[str, Any]:
+    """What a checkpoint must agree with to be continued, as it stands in its record."""
+    from llmjp.training.engine import read_deepspeed_file
+
+    path = settings.deepspeed_config
+    decisive: dict[str, Any] = {
+        name: value for name, value in dataclasses.asdict(settings).items() if name not in _FREE
+    }
+    return {
+        "settings": {
+            **decisive,
+            "decay_steps": settings.decay_steps or settings.steps,
+            "seq_length": data.seq_length,
+            "dtype": dtype,
+            "processes": world,
+            "model": config.to_dict(),
+            "data": {"documents": data.document_count, "tokens": data.token_count},
+            "deepspeed_config": None if path is None else read_deepspeed_file(Path(path)),
+        }
+    }
+
+
+def find_start(settings: TrainSettings, folder: Any, record: dict[str, Any]) -> Path | None:
+    """The checkpoint to continue from, or None to start from the beginning.
+
+    Raises:
+        UserError: there is one that the settings forbid to continue.
+    """
+    from llmjp.training.checkpoints import read_record
+
+    start: Path | None = folder.latest()
+    if start is None:
+        return None
+    if settings.resume == "never":
+        raise UserError(f"{start} exists, and resume is 'never': name another output")
+    before, now = read_record(start).get("settings", {}), record["settings"]
+    changed = [name for name in now if before.get(name) != now[name]]
+    fixed = [name for name in _FIXED if name in changed]
+    if fixed or (changed and settings.resume != "changed"):
+        name = (fixed or changed)[0]
+        old, new = before.get(name), now[name]
+        if isinstance(old, dict) and isinstance(new, dict):
+            name, old, new = next(
+                (f"{name}.{key}", old.get(key), new[key]) for key in new if old.get(key) != new[key]
+            )
+        more = f" ({len(changed)} settings differ: {', '.join(changed)})" if changed[1:] else ""
+        advice = (
+            "start from OUTPUT/hf with --model and another output"
+            if fixed
+            else "set it back, continue with --resume changed, or name another output"
+        )
+        raise UserError(f"{start} was written with {name} = {old!r}, now {new!r}{more}: {advice}")
+    return start
+
+
+def report(
+    settings: TrainSettings,
+    config: "ModelConfig",
+    data: "PackedDataset",
+    valid: "PackedDataset | None",
+    batches: "Batches",
+    dtype: str,
+    processes: "Processes",
+    start: Path | None,
+) -> None:
+    """Prints what is about to happen, in a few lines."""
+    import torch
+
+    from llmjp.training.progress import kernels, versions
+
+    device = processes.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    tokens = batches.size * data.seq_length
+    epochs = settings.steps * batches.size / data.samples_per_epoch
+    lines = [
+        ("versions", versions()),
+        ("device", f"{name} x {processes.world}, {dtype}, ZeRO stage {settings.zero_stage}"),
+        (
+            "model",
+            f"{settings.model}: {config.parameter_count():,} parameters, {config.n_layer} layers "
+            f"of width {config.n_embd}, vocabulary {config.vocab_size:,}",
+        ),
+        (
+            "data",
+            f"{data.token_count:,} tokens in {data.document_count:,} documents; "
+            f"{data.samples_per_epoch:,} samples of {data.seq_length:,} an epoch",
+        ),
+        ("validation", _validation(settings, valid)),
+        (
+            "batch",
+            f"{batches.size} samples = {batches.micro} x {processes.world} processes x "
+            f"{batches.accumulation} accumulated = {tokens:,} tokens a step; "
+            f"{settings.steps:,} steps = {settings.steps * tokens:,} tokens = {epochs:.2f} epochs",
+        ),
+        ("kernels", "; ".join(kernels(device))),
+        ("start", "from the beginning" if start is None else f"from {start}"),
+    ]
+    for title, text in lines:
+        print(f"{title:<12}{text}", flush=True)
+
+
+def _validation(settings: TrainSettings, valid: "PackedDataset | None") -> str:
+    if valid is not None:
+        count = min(settings.valid_samples, valid.samples_per_epoch)
+        return f"{count:,} samples every {settings.valid_interval} steps"
+    if settings.valid_interval == 0 or settings.split_weights()[1] == 0:
+        return "off"
+    return f"off: the {settings.split} split leaves it less than one sample"
+
+
+def _own(output: Path) -> IO[bytes]:
+    """Locks the output folder for this run.
+
+    Raises:
+        UserError: another run is writing there.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    stream = (output / ".lock").open("ab")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{output} is in use by another run") from None
+    except OSError:
+        pass  # a file system without locks: the check is worth having, not worth failing for
+    return stream
+
+
+if __name__ == "__main__":
+    from llmjp import cli
+
+    sys.exit(cli.main(["train", *sys.argv[1:]]))

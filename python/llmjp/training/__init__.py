@@ -1,0 +1,1 @@
+"""Training through DeepSpeed: settings, processes, engine, checkpoints, progress, the loop."""

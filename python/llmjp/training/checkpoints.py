@@ -1,0 +1,188 @@
+"""Checkpoints of a run: `OUTPUT/checkpoints/step-N`, each complete or absent.
+
+A checkpoint is written under another name and renamed when every file of every process is on the
+disk; `latest`, which names the one to continue from, is replaced after that. Whatever stops a run,
+at any moment, leaves the checkpoint before.
+"""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from llmjp.errors import UserError
+from llmjp.training.processes import Processes
+
+RECORD = "run.json"
+_NAME = re.compile(r"step-(\d+)")
+
+
+class Checkpoints:
+    """The folder of a run's checkpoints."""
+
+    def __init__(self, folder: Path, keep_last: int) -> None:
+        """Args:
+        folder: where they are, or will be.
+        keep_last: how many are kept; 0 keeps all.
+        """
+        self.folder = folder
+        self._keep_last = keep_last
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that are there, rising."""
+        if not self.folder.is_dir():
+            return []
+        matches = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
+        return sorted(int(match[1]) for match in matches if match)
+
+    def latest(self) -> Path | None:
+        """The checkpoint to continue from: what `latest` names, else the newest; None without any.
+
+        Raises:
+            UserError: `latest` names none that is there.
+        """
+        pointer = self.folder / "latest"
+        if pointer.exists():
+            name = pointer.read_text(encoding="utf-8").strip()
+            if not _NAME.fullmatch(name) or not (self.folder / name).is_dir():
+                there = ", ".join(f"step-{step}" for step in self.steps()) or "no checkpoint"
+                raise UserError(f"{pointer} names {name!r}, but the folder holds {there}")
+            return self.folder / name
+        steps = self.steps()
+        return self.folder / f"step-{steps[-1]}" if steps else None
+
+    def save(self, engine: Any, step: int, record: dict[str, Any], processes: Processes) -> Path:
+        """Writes the checkpoint of `step`; every process must call this.
+
+        Args:
+            engine: the DeepSpeed engine.
+            step: optimizer steps done.
+            record: what read_record() gives back, of JSON's types.
+            processes: of the run.
+
+        Returns:
+            The checkpoint's folder.
+
+        Raises:
+            UserError: it cannot be written, for instance because the disk is full. What was there
+                before is untouched.
+        """
+        final = self.folder / f"step-{step}"
+        partial = self.folder / f".step-{step}.partial"
+
+        def prepare() -> None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for rest in self.folder.glob(".step-*.partial"):
+                shutil.rmtree(rest)
+
+        def complete() -> None:
+            _write(partial / RECORD, json.dumps(record, indent=2) + "\n")
+            _synchronise(partial)
+            replaced = (
+                _hidden(final) if final.exists() else None
+            )  # a run went back and on from there
+            partial.rename(final)
+            if replaced is not None:
+                shutil.rmtree(replaced)
+            pointer = self.folder / ".latest.partial"
+            _write(pointer, final.name)
+            pointer.replace(self.folder / "latest")
+            _synchronise_folder(self.folder)
+            self._prune(step)
+
+        try:
+            processes.first_alone(prepare)
+            # DeepSpeed waits for all processes inside: one that fails must end, not wait with them.
+            engine.save_checkpoint(
+                str(self.folder), tag=partial.name, client_state=record, save_latest=False
+            )
+            if processes.local_rank == 0 and not processes.first:
+                _synchronise(partial)
+            processes.barrier()
+            processes.first_alone(complete)
+        except (OSError, RuntimeError, UserError) as error:
+            if processes.first:
+                shutil.rmtree(partial, ignore_errors=True)
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            last = self.latest()
+            kept = f"the last complete one is {last}" if last else "there is no earlier one"
+            raise UserError(f"saving checkpoint {final} failed: {reason}; {kept}") from error
+        return final
+
+    def _prune(self, newest: int) -> None:
+        """Removes all but the newest `keep_last`; never the one just written."""
+        if self._keep_last == 0:
+            return
+        for step in self.steps()[: -self._keep_last]:
+            if step != newest:
+                shutil.rmtree(_hidden(self.folder / f"step-{step}"))
+
+
+def read_record(checkpoint: Path) -> dict[str, Any]:
+    """The record that save() wrote.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    path = checkpoint / RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        raise UserError(f"{path} is no record of a checkpoint")
+    return record
+
+
+def load(engine: Any, checkpoint: Path) -> None:
+    """Puts the engine into the state that a checkpoint holds.
+
+    Raises:
+        UserError: a file of it is missing or damaged.
+    """
+    try:
+        found, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"checkpoint {checkpoint} cannot be loaded: {reason}") from error
+    if found is None:
+        raise UserError(f"checkpoint {checkpoint} cannot be loaded: files are missing")
+
+
+def _hidden(checkpoint: Path) -> Path:
+    """Renames a checkpoint, so that a removal that is cut short leaves none with parts missing."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}.partial")
+    if hidden.exists():
+        hidden = checkpoint.with_name(f".{checkpoint.name}-replaced.partial")
+    checkpoint.rename(hidden)
+    return hidden
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _synchronise(folder: Path) -> None:
+    """Forces a checkpoint's files to the disk: renaming must not overtake their content."""
+    for path in folder.iterdir():
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    _synchronise_folder(folder)
+
+
+def _synchronise_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

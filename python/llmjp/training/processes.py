@@ -1,0 +1,172 @@
+"""The processes of a run: who this one is, how it meets the others, and failing together."""
+
+import datetime
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.distributed.distributed_c10d import HashStore
+
+from llmjp.errors import UserError
+
+Result = TypeVar("Result")
+_TIMEOUT = datetime.timedelta(minutes=30)
+
+
+class SharedError(UserError):
+    """An error that every process raises at the same place: the first process tells it."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of the run.
+
+    Attributes:
+        rank: its number, from 0.
+        world: how many there are.
+        local_rank: its number on its machine.
+        device: where its model lives.
+    """
+
+    rank: int
+    world: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that prints and writes common files."""
+        return self.rank == 0
+
+    def mean(self, value: Tensor) -> float:
+        """The mean of a scalar over all processes."""
+        value = value.detach().to(torch.float32)
+        if self.world > 1:
+            value = value.clone()
+            torch.distributed.all_reduce(value)
+        return float(value) / self.world
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        if self.world == 1:
+            return flag
+        flags = torch.tensor(float(flag), device=self.device)
+        torch.distributed.all_reduce(flags)
+        return float(flags) > 0
+
+    def barrier(self) -> None:
+        """Waits for all processes."""
+        if self.world > 1:
+            torch.distributed.barrier()
+
+    def together(self, action: Callable[[], Result]) -> Result:
+        """Runs an action in every process; if any fails, all fail with the first one's message.
+
+        Raises:
+            SharedError: the action raised UserError or OSError somewhere.
+        """
+        result: Any = None
+        message: str | None = None
+        try:
+            result = action()
+        except (UserError, OSError) as error:
+            message = str(error)
+        messages: list[str | None] = [message]
+        if self.world > 1:
+            messages = [None] * self.world
+            torch.distributed.all_gather_object(messages, message)
+        for found in messages:
+            if found is not None:
+                raise SharedError(found)
+        return result
+
+    def first_alone(self, action: Callable[[], Result]) -> Result | None:
+        """Runs an action in the first process while the others wait; as together() otherwise.
+
+        Returns:
+            The action's result in the first process, None in the others.
+        """
+
+        def act() -> Result | None:
+            return action() if self.first else None
+
+        return self.together(act)
+
+
+def start_processes() -> Processes:
+    """Joins the other processes that torchrun or DeepSpeed's launcher started, if any did.
+
+    Uses NCCL with one GPU a process where there is CUDA, else gloo on the CPU. Nothing is compiled.
+
+    Raises:
+        UserError: the launcher's variables are incomplete, or there are fewer GPUs than processes.
+    """
+    cuda = torch.cuda.is_available()
+    if not cuda:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported
+    rank, world, local_rank = _place()
+    device = torch.device("cpu")
+    if cuda:
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"process {local_rank} of this machine has no GPU: there are "
+                f"{torch.cuda.device_count()}; start as many processes as there are GPUs"
+            )
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    if not torch.distributed.is_initialized():
+        backend = "nccl" if cuda else "gloo"
+        if world == 1:
+            # No port, no host name: nothing of the network can fail or collide.
+            store = HashStore()
+            torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+        else:
+            torch.distributed.init_process_group(backend, timeout=_TIMEOUT)
+    _start_deepspeed(rank)
+    return Processes(rank, world, local_rank, device)
+
+
+def stop_processes() -> None:
+    """Leaves the group, so that nothing of it outlives the run."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def launched_rank() -> int:
+    """This process's number as the launcher gave it, 0 without one."""
+    text = os.environ.get("RANK", "0")
+    return int(text) if text.isdigit() else 0
+
+
+def _place() -> tuple[int, int, int]:
+    """Rank, world and local rank: the launcher's, or those of a process alone."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    given = {name: os.environ[name] for name in names if name in os.environ}
+    if not given:
+        # DeepSpeed looks at these variables too.
+        os.environ.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"})
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", "0")
+        return 0, 1, 0
+    missing = [name for name in names if not given.get(name, "").isdigit()]
+    if missing:
+        raise UserError(
+            f"the environment sets {', '.join(given)} but not {', '.join(missing)}: start with "
+            "torchrun or deepspeed, or with neither"
+        )
+    return int(given["RANK"]), int(given["WORLD_SIZE"]), int(given["LOCAL_RANK"])
+
+
+def _start_deepspeed(rank: int) -> None:
+    import logging
+
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    # On a CPU DeepSpeed would compile this op on the spot, with a command line that breaks at a
+    # space in any path, for a collective that gloo has too.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), verbose=False)

@@ -1,0 +1,253 @@
+"""Settings of `llmjp train`: one dataclass, filled from a YAML file and from flags, which win."""
+
+import argparse
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llmjp.errors import UserError
+
+DTYPES = ("auto", "fp32", "bf16", "fp16")
+RESUME = ("auto", "never", "changed")
+
+
+def _list(help: str) -> Any:
+    return field(default_factory=list, metadata={"help": help, "choices": None})
+
+
+def _setting(default: Any, help: str, choices: tuple[Any, ...] | None = None) -> Any:
+    metadata = {"help": help, "choices": choices}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What a training run does. docs/training.md explains each setting.
+
+    Lengths are in tokens, intervals in optimizer steps, batches in samples of seq_length tokens.
+    """
+
+    data: list[str] = _list("prefixes of the training data (PREFIX.bin and PREFIX.idx)")
+    valid_data: list[str] = _list("prefixes of validation data; none: a part of the data")
+    split: str = _setting("99:1", "shares of training and validation among the data's documents")
+    tokenizer: str | None = _setting(
+        None, "the tokenizer's folder; none: that of a model which is a folder"
+    )
+    output: str = _setting("", "folder that gets checkpoints, metrics and the trained model")
+
+    model: str = _setting("tiny", "a preset (llm-jp-1.3b, llm-jp-13b, tiny) or a model folder")
+    model_set: list[str] = _list("changed fields of the preset, as FIELD=VALUE")
+    dropout: float | None = _setting(None, "probability of all three dropouts; none: the model's")
+    seq_length: int | None = _setting(None, "tokens of a sample; none: the model's positions")
+
+    global_batch: int = _setting(32, "samples of one optimizer step, over all processes")
+    micro_batch: int = _setting(4, "samples that one process takes at once")
+    steps: int = _setting(1000, "optimizer steps of the whole run")
+    lr: float = _setting(2e-4, "highest learning rate")
+    min_lr: float = _setting(1e-6, "learning rate at the end of the decay")
+    warmup: int = _setting(100, "steps of linear warm-up")
+    decay_steps: int | None = _setting(None, "step at which the cosine ends; none: the last step")
+    weight_decay: float = _setting(0.1, "AdamW's weight decay; none on biases and norms")
+    beta1: float = _setting(0.9, "AdamW's decay of the mean")
+    beta2: float = _setting(0.95, "AdamW's decay of the mean square")
+    epsilon: float = _setting(1e-8, "AdamW's epsilon")
+    clip: float = _setting(1.0, "largest norm of the gradient; 0: no limit")
+    seed: int = _setting(1234, "of the initial weights, the order of samples and dropout")
+
+    zero_stage: int = _setting(1, "what ZeRO shards", (0, 1, 2, 3))
+    dtype: str = _setting("auto", "number format; auto: bf16 on a GPU, fp32 on a CPU", DTYPES)
+    recompute: bool = _setting(False, "recompute activations in the backward pass: less memory")
+    deepspeed_config: str | None = _setting(None, "a DeepSpeed JSON file that is merged in")
+
+    resume: str = _setting(
+        "auto",
+        "whether to continue from the output's checkpoint: auto, if the settings agree; changed, "
+        "with the new settings; never",
+        RESUME,
+    )
+    save_interval: int = _setting(500, "steps between checkpoints; 0: only at the end")
+    keep_last: int = _setting(2, "checkpoints that are kept; 0: all")
+    save_hf_every: int = _setting(0, "steps between writing OUTPUT/hf; 0: only at the end")
+    valid_interval: int = _setting(100, "steps between validations; 0: none")
+    valid_samples: int = _setting(64, "samples of one validation")
+    log_interval: int = _setting(10, "steps between progress lines")
+
+    def __post_init__(self) -> None:
+        """Checks what can be checked without files and processes.
+
+        Raises:
+            UserError: a setting is missing or out of range.
+        """
+        if not self.data:
+            raise UserError("--data is missing: the prefix that 'llmjp tokenize' wrote")
+        if not self.output:
+            raise UserError("--output is missing: the folder for checkpoints and the model")
+        self.split_weights()
+        for setting in dataclasses.fields(self):
+            choices, value = setting.metadata["choices"], getattr(self, setting.name)
+            if choices is not None and value not in choices:
+                _refuse(setting.name, value, "one of " + ", ".join(map(str, choices)))
+        for name in ("global_batch", "micro_batch", "steps", "valid_samples", "log_interval"):
+            if getattr(self, name) < 1:
+                _refuse(name, getattr(self, name), "1 or more")
+        for name in ("seq_length", "decay_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                _refuse(name, value, "1 or more")
+        positive = ("warmup", "save_interval", "keep_last", "save_hf_every", "valid_interval")
+        for name in (*positive, "seed", "min_lr", "weight_decay", "clip"):
+            if not getattr(self, name) >= 0:
+                _refuse(name, getattr(self, name), "0 or more")
+        if not self.lr > 0 or self.min_lr > self.lr:
+            _refuse("lr", self.lr, f"positive and at least min_lr, {self.min_lr}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                _refuse(name, getattr(self, name), "in [0, 1)")
+        if not self.epsilon > 0:
+            _refuse("epsilon", self.epsilon, "positive")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            _refuse("dropout", self.dropout, "in [0, 1)")
+
+    def split_weights(self) -> tuple[float, float]:
+        """The shares of training and validation.
+
+        Raises:
+            UserError: `split` is not two numbers, the first positive.
+        """
+        try:
+            train, valid = (float(part) for part in self.split.replace(",", ":").split(":"))
+        except ValueError:
+            train = valid = -1.0
+        if not (train > 0 and valid >= 0):
+            _refuse("split", self.split, "two shares such as 99:1 or 1:0")
+        return train, valid
+
+    def model_fields(self) -> dict[str, Any]:
+        """The changed fields of the preset, from model_set and dropout.
+
+        Raises:
+            UserError: an entry is not FIELD=VALUE with a field of ModelConfig.
+        """
+        from llmjp.config import ModelConfig
+
+        known = {entry.name for entry in dataclasses.fields(ModelConfig)}
+        changed: dict[str, Any] = {}
+        for entry in self.model_set:
+            name, equals, text = entry.partition("=")
+            name = name.strip().replace("-", "_")
+            if not equals or name not in known:
+                raise UserError(
+                    f"model_set: {entry!r} is not FIELD=VALUE; fields: {', '.join(sorted(known))}"
+                )
+            changed[name] = yaml.safe_load(text)
+        if self.dropout is not None:
+            changed.update(dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), self.dropout))
+        return changed
+
+
+def _refuse(name: str, value: object, supported: str) -> typing.NoReturn:
+    raise UserError(f"{name} must be {supported}, got {value!r}")
+
+
+def _value_type(setting: dataclasses.Field[Any]) -> tuple[type, bool, bool]:
+    """The type of a setting's value or element, whether it may be None, whether it is a list."""
+    annotation: Any = typing.get_type_hints(TrainSettings)[setting.name]
+    optional = False
+    if isinstance(annotation, types.UnionType):
+        optional = True
+        annotation = next(part for part in annotation.__args__ if part is not type(None))
+    if typing.get_origin(annotation) is list:
+        return annotation.__args__[0], optional, True
+    return annotation, optional, False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds a flag for each setting, `--config` and what launchers pass."""
+    parser.add_argument("--config", metavar="FILE", help="a YAML file of settings; flags win")
+    for setting in dataclasses.fields(TrainSettings):
+        kind, _, several = _value_type(setting)
+        help = setting.metadata["help"]
+        if setting.default not in (None, "", dataclasses.MISSING) and kind is not bool:
+            help += f" (default: {setting.default})"
+        # An absent flag leaves no trace, so that it does not hide what the file says.
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": help.replace("%", "%%")}
+        flag = "--" + setting.name.replace("_", "-")
+        if kind is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+        elif several:
+            parser.add_argument(flag, nargs="+", metavar="VALUE", type=kind, **options)
+        else:
+            choices = setting.metadata["choices"]
+            if choices is None:
+                options["metavar"] = "VALUE"
+            parser.add_argument(flag, type=kind, choices=choices, **options)
+    # DeepSpeed's launcher adds this; the rank comes from the environment all the same.
+    parser.add_argument(
+        "--local_rank", "--local-rank", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
+
+
+def from_arguments(arguments: argparse.Namespace) -> TrainSettings:
+    """The settings of parsed arguments: the file's, then the flags' over them.
+
+    Raises:
+        UserError: the file cannot be read or holds an unknown setting or a wrong value.
+    """
+    names = {setting.name for setting in dataclasses.fields(TrainSettings)}
+    values = {} if arguments.config is None else read_config(Path(arguments.config))
+    values.update({name: value for name, value in vars(arguments).items() if name in names})
+    return TrainSettings(**values)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Settings from a YAML file; names may be written with dashes.
+
+    Raises:
+        UserError: it cannot be read, is no mapping, or holds an unknown setting or a wrong value.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected 'setting: value' lines")
+    settings = {setting.name: setting for setting in dataclasses.fields(TrainSettings)}
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in settings:
+            close = difflib.get_close_matches(name, settings, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise UserError(f"{path}: unknown setting {key!r}{hint}")
+        values[name] = _converted(f"{path}: {key}", settings[name], value)
+    return values
+
+
+def _converted(place: str, setting: dataclasses.Field[Any], value: Any) -> Any:
+    """A YAML value in the setting's type."""
+    kind, optional, several = _value_type(setting)
+    if value is None and optional:
+        return None
+    if several:
+        if setting.name == "model_set" and isinstance(value, dict):
+            return [f"{name}={entry}" for name, entry in value.items()]
+        entries = value if isinstance(value, list) else [value]
+        if not all(isinstance(entry, str) for entry in entries):
+            raise UserError(f"{place} must be a list of names, got {value!r}")
+        return entries
+    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML takes 1e-4, without a dot, for text
+        except ValueError:
+            pass
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        raise UserError(f"{place} must be of type {kind.__name__}, got {value!r}")
+    return value

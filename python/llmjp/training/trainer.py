@@ -1,0 +1,224 @@
+"""The training loop: what happens in which order, and how it stops."""
+
+import dataclasses
+import math
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmjp.checkpoint.huggingface import save_model
+from llmjp.config import ModelConfig
+from llmjp.data.packed import PackedDataset
+from llmjp.errors import UserError
+from llmjp.training.checkpoints import Checkpoints
+from llmjp.training.engine import Batches, gradient_norm, whole_weights
+from llmjp.training.processes import Processes
+from llmjp.training.progress import METRICS, Metrics, Progress
+from llmjp.training.schedule import learning_rate
+from llmjp.training.settings import TrainSettings
+
+_SECOND_SIGNAL = 2.0  # seconds; launchers pass on a Ctrl-C that the process has had already
+
+
+class StopSignal:
+    """Turns the first SIGINT or SIGTERM into a wish to stop after the step; a later one is obeyed."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self._at = 0.0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignal":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, _number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.wanted and now - self._at > _SECOND_SIGNAL:
+            raise KeyboardInterrupt
+        if not self.wanted:
+            self._at = now
+        self.wanted = True
+
+
+@dataclasses.dataclass
+class Trainer:
+    """One run in one process.
+
+    Attributes:
+        settings: of the run.
+        config: the model's shape.
+        engine: the DeepSpeed engine.
+        processes: of the run.
+        batches: how a global batch is made.
+        data: the training samples.
+        valid: the validation samples, or None.
+        checkpoints: where the run saves.
+        record: what a checkpoint's record says besides the step.
+        done: optimizer steps done so far.
+        tokenizer: folder of the tokenizer that goes with the model, or None.
+    """
+
+    settings: TrainSettings
+    config: ModelConfig
+    engine: Any
+    processes: Processes
+    batches: Batches
+    data: PackedDataset
+    valid: PackedDataset | None
+    checkpoints: Checkpoints
+    record: dict[str, Any]
+    done: int
+    tokenizer: Path | None
+
+    def run(self) -> bool:
+        """Trains to the last step; returns whether it got there, or was asked to stop.
+
+        Raises:
+            UserError: the loss is not finite, or something cannot be written.
+        """
+        settings = self.settings
+        saved = self.done
+        metrics = progress = None
+        if self.processes.first:
+            metrics = Metrics(Path(settings.output) / METRICS, self.done)
+            progress = Progress(self.done, settings.steps)
+        busy, counted = 0.0, 0
+        stopped = False
+        try:
+            with StopSignal() as stop:
+                while self.done < settings.steps and not stopped:
+                    started = time.perf_counter()
+                    last = self.done + 1 == settings.steps
+                    logged = (self.done + 1) % settings.log_interval == 0 or last
+                    entry = self._step(logged)
+                    busy += time.perf_counter() - started
+                    counted += 1
+                    stopped = self.processes.any(stop.wanted)
+                    if entry is not None:
+                        tokens = self.batches.size * self.data.seq_length
+                        speed = tokens * counted / busy
+                        flops = self.config.flops_per_token(self.data.seq_length)
+                        entry["tokens_per_second"] = speed
+                        entry["teraflops_per_device"] = speed * flops / self.processes.world / 1e12
+                        if metrics is not None and progress is not None:
+                            metrics.add(entry)
+                            progress.show(entry, busy / counted)
+                        busy, counted = 0.0, 0
+                    if self.valid is not None and _due(self.done, settings.valid_interval, last):
+                        loss = self._validate(self.valid)
+                        if metrics is not None and progress is not None:
+                            metrics.add({"step": self.done, "valid_loss": loss})
+                            progress.say(f"step {self.done}  validation loss {loss:.4f}")
+                    if _due(self.done, settings.save_interval, last or stopped):
+                        folder = self._save()
+                        saved = self.done
+                        if progress is not None:
+                            progress.say(f"step {self.done}  saved {folder}")
+                    if _due(self.done, settings.save_hf_every, False):
+                        self._export()
+            if self.done == settings.steps:
+                if saved != self.done:
+                    self._save()
+                self._export()
+        finally:
+            if progress is not None:
+                progress.close()
+        return self.done == settings.steps
+
+    def _step(self, logged: bool) -> dict[str, Any] | None:
+        """One optimizer step; its figures if they are wanted."""
+        settings = self.settings
+        rate = learning_rate(
+            self.done,
+            highest=settings.lr,
+            lowest=settings.min_lr,
+            warmup=settings.warmup,
+            decay_steps=settings.decay_steps or settings.steps,
+        )
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        self._reseed()
+        losses = []
+        first = self.done * self.batches.size
+        for index in range(self.batches.accumulation):
+            # Which samples make up a global batch does not depend on the number of processes.
+            place = (index * self.processes.world + self.processes.rank) * self.batches.micro
+            loss = self.engine(*self._batch(self.data, first + place))
+            # DeepSpeed divides by the number of accumulated micro-batches. All hold the same number
+            # of targets, so that the mean of their means is the mean of all.
+            self.engine.backward(loss)
+            losses.append(loss.detach())
+            self.engine.step()
+        self.done += 1
+        if not logged:
+            return None
+        loss = self.processes.mean(torch.stack(losses).mean())
+        if not math.isfinite(loss):
+            last = self.checkpoints.latest()
+            kept = f"the last checkpoint is {last}" if last else "no checkpoint was written"
+            raise UserError(
+                f"the loss of step {self.done} is {loss}; {kept}; try a lower lr or longer warmup"
+            )
+        return {
+            "step": self.done,
+            "loss": loss,
+            "lr": rate,
+            "grad_norm": gradient_norm(self.engine),
+            "samples": self.done * self.batches.size,
+            "tokens": self.done * self.batches.size * self.data.seq_length,
+        }
+
+    def _reseed(self) -> None:
+        """Dropout's randomness of a step comes from its number: there is no state to resume."""
+        key = [self.settings.seed, self.done, self.processes.rank]
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+
+    def _batch(self, data: PackedDataset, first: int) -> tuple[Tensor, Tensor]:
+        inputs, labels = data.batch(first, self.batches.micro)
+        device = self.processes.device
+        return torch.from_numpy(inputs).to(device), torch.from_numpy(labels).to(device)
+
+    def _validate(self, data: PackedDataset) -> float:
+        """Mean loss over the first valid_samples samples, rounded up to what all take at once."""
+        at_once = self.batches.micro * self.processes.world
+        rounds = -(-self.settings.valid_samples // at_once)
+        losses = []
+        self.engine.eval()
+        with torch.no_grad():
+            for index in range(rounds):
+                first = index * at_once + self.processes.rank * self.batches.micro
+                losses.append(self.engine(*self._batch(data, first)))
+        self.engine.train()
+        return self.processes.mean(torch.stack(losses).mean())
+
+    def _save(self) -> Path:
+        record = {"step": self.done, "samples": self.done * self.batches.size, **self.record}
+        return self.checkpoints.save(self.engine, self.done, record, self.processes)
+
+    def _export(self) -> None:
+        """Writes the model folder OUTPUT/hf."""
+        weights = whole_weights(self.engine, self.processes)
+        folder = Path(self.settings.output) / "hf"
+
+        def write() -> None:
+            assert weights is not None
+            save_model(folder, weights, self.config, self.tokenizer)
+
+        self.processes.first_alone(write)
+
+
+def _due(done: int, interval: int, last: bool) -> bool:
+    """Whether something that happens every `interval` steps happens now."""
+    return last or (interval > 0 and done % interval == 0)
