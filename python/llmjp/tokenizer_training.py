@@ -1,19 +1,37 @@
-"""Trains tokenizers of the LLM-jp kind: byte-fallback Unigram, by SentencePiece.
+"""`llmjp tokenizer-train`: trains tokenizers of the LLM-jp kind with SentencePiece.
 
 train_tokenizer() writes the SentencePiece `.model` and the `tokenizer.json` made from it, whose ids
-agree on all text that spells out no special token and no byte piece such as "<0x41>".
+agree on all text that spells out no special token and no byte piece such as "<0x41>", but for runs
+of one character whose exact ties the two formats round differently.
 """
 
+import argparse
 import json
 import os
+import re
+import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
+from llmjp.data.text import find_files, read_documents
+from llmjp.errors import UserError
 from llmjp_ext import Tokenizer
 
+HELP = "Trains a byte-fallback Unigram tokenizer of the LLM-jp kind on text files."
+
 MODEL_FILE = "tokenizer.model"
+OUTPUT_FILES = (
+    MODEL_FILE,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<mask>", "<pad>", "<CLS>", "<SEP>", "<EOD>")
 END_OF_TEXT = "<EOD|LLM-jp>"
 SPACE_MARK = "▁"
@@ -31,104 +49,304 @@ _ROLES = {
 }
 
 
+_FIXED_PIECES = len(SPECIAL_TOKENS) + 1 + 256  # special, newline, bytes
+_COVERAGES = (0.98, 1.0)  # what SentencePiece takes
+_LONGEST_PIECE = 512
+_MOST_THREADS = 1024
+# SentencePiece skips lines beyond its limit (in bytes); longer ones are cut into several.
+_SENTENCE_CHARACTERS = 1 << 16
+_SENTENCE_BYTES = 4 * _SENTENCE_CHARACTERS
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a training did.
+
+    Attributes:
+        pieces: size of the vocabulary, fixed pieces included.
+        files: text files that were read.
+        bytes_read: their size on disk.
+        seconds: of reading, training and writing together.
+    """
+
+    pieces: int
+    files: int
+    bytes_read: int
+    seconds: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        help="text files (.txt, .jsonl, also .gz) or folders, which are searched for such files",
+    )
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="folder that gets the tokenizer's files"
+    )
+    parser.add_argument(
+        "--vocab-size",
+        type=int,
+        required=True,
+        metavar="N",
+        help=f"pieces in all; {_FIXED_PIECES} special, newline and byte pieces are among them",
+    )
+    parser.add_argument(
+        "--allow-fewer",
+        action="store_true",
+        help="take fewer pieces where the text does not support --vocab-size",
+    )
+    parser.add_argument(
+        "--character-coverage",
+        type=float,
+        default=0.9995,
+        metavar="SHARE",
+        help="share of the text's characters that get pieces; the rest become bytes",
+    )
+    parser.add_argument(
+        "--max-piece-length", type=int, default=16, metavar="N", help="of a piece, in characters"
+    )
+    parser.add_argument(
+        "--max-lines",
+        type=int,
+        metavar="N",
+        help="train on a random sample of N lines: all lines are held in memory otherwise",
+    )
+    parser.add_argument("--field", default="text", help="the key of the text in a .jsonl file")
+    parser.add_argument("--threads", type=int, help="threads; by default one per usable core")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files in DIR")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command; returns its exit code."""
+    summary = train_tokenizer(
+        arguments.inputs,
+        arguments.vocab_size,
+        arguments.output,
+        character_coverage=arguments.character_coverage,
+        max_piece_length=arguments.max_piece_length,
+        hard_vocab_limit=not arguments.allow_fewer,
+        max_lines=arguments.max_lines,
+        field=arguments.field,
+        num_threads=arguments.threads,
+        overwrite=arguments.overwrite,
+    )
+    print(
+        f"{arguments.output}: {summary.pieces:,} pieces from {summary.files:,} files of "
+        f"{summary.bytes_read / 1e6:,.1f} MB in {summary.seconds:.1f} s"
+    )
+    return 0
+
+
 def train_tokenizer(
-    input_files: Iterable[str | os.PathLike[str]],
+    inputs: Sequence[str | os.PathLike[str]],
     vocab_size: int,
     output_dir: str | os.PathLike[str],
     *,
     character_coverage: float = 0.9995,
     max_piece_length: int = 16,
     hard_vocab_limit: bool = True,
+    max_lines: int | None = None,
+    field: str = "text",
     num_threads: int | None = None,
-) -> Path:
-    """Trains a tokenizer on text files and writes a directory that Transformers can load.
+    overwrite: bool = False,
+) -> Summary:
+    """Trains a tokenizer on text files and writes a folder that Transformers can load.
 
     The settings are those of LLM-jp's recipe that one training run can follow: identity
     normalisation, split digits, pieces of spaces only, a piece for the newline, byte fallback, and
     special tokens with ids 0 to 7 that are named `<name|LLM-jp>` in tokenizer.json.
 
     Args:
-        input_files: UTF-8 text files; a line is a training sentence.
+        inputs: files and folders; see llmjp.data.text.find_files(). A line is a training sentence.
         vocab_size: pieces in all; 8 special, 1 newline and 256 byte pieces are among them.
         output_dir: gets tokenizer.model, tokenizer.json, tokenizer_config.json and
-            special_tokens_map.json, each complete or not at all.
-        character_coverage: share of the text's characters that get pieces; the rest become bytes.
-        max_piece_length: of a piece, in characters.
+            special_tokens_map.json. Nothing is written before all of them are complete.
+        character_coverage: share of the text's characters that get pieces, 0.98 to 1; the rest
+            become bytes.
+        max_piece_length: of a piece, 1 to 512 characters.
         hard_vocab_limit: fail where the text does not support `vocab_size`; else take fewer pieces.
-        num_threads: default: one per core.
-
-    Returns:
-        The path of tokenizer.json.
+        max_lines: train on a random sample of so many lines; None takes all, held in memory.
+        field: the key of the text in JSON lines.
+        num_threads: default: one per usable core.
+        overwrite: replace a tokenizer that is in `output_dir`; other files there stay.
 
     Raises:
-        ValueError: no text, or a vocabulary size that does not fit the text.
+        UserError: a setting out of range, no text or a malformed file, a vocabulary size that does
+            not fit the text, an output that exists, or the `sentencepiece` package is missing.
         OSError: a file cannot be read or written.
-        ImportError: the `sentencepiece` package is not installed.
     """
-    import sentencepiece
-
-    paths = [Path(path) for path in input_files]
-    if not paths:
-        raise ValueError("training a tokenizer needs at least one text file")
-    for path in paths:
-        with path.open("rb"):
-            pass  # an unreadable file fails here, with its name
-    smallest = len(SPECIAL_TOKENS) + 257
-    if vocab_size <= smallest:
-        raise ValueError(f"vocab_size must be more than {smallest}, got {vocab_size}")
-
+    started = time.perf_counter()
+    threads = _usable_cores() if num_threads is None else num_threads
+    _check_settings(vocab_size, character_coverage, max_piece_length, max_lines, threads)
     output = Path(output_dir)
-    output.mkdir(parents=True, exist_ok=True)
-    # Inside the output directory: a full disk or missing rights show before old files are touched.
-    with tempfile.TemporaryDirectory(dir=output, prefix=".training-") as work:
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=_lines(paths),
-                model_prefix=str(Path(work) / "tokenizer"),
-                model_type="unigram",
+    _check_output(output, overwrite)
+    files = find_files(inputs)
+    total = sum(path.stat().st_size for path in files)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the output: a full disk or missing rights show before old files are touched.
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as work:
+        result = Path(work) / "tokenizer"
+        result.mkdir()
+        with tqdm(
+            total=total, unit="B", unit_scale=True, disable=not sys.stderr.isatty()
+        ) as progress:
+            _train(
+                _sentences(files, field, progress),
+                result / MODEL_FILE,
                 vocab_size=vocab_size,
                 character_coverage=character_coverage,
                 max_sentencepiece_length=max_piece_length,
                 hard_vocab_limit=hard_vocab_limit,
-                num_threads=num_threads or os.cpu_count() or 1,
-                normalization_rule_name="identity",
-                remove_extra_whitespaces=False,
-                allow_whitespace_only_pieces=True,
-                split_digits=True,
-                byte_fallback=True,
-                user_defined_symbols=["\n"],
-                unk_id=0,
-                bos_id=1,
-                eos_id=2,
-                pad_id=4,
-                control_symbols=[
-                    token
-                    for token in SPECIAL_TOKENS
-                    if token not in ("<unk>", "<s>", "</s>", "<pad>")
-                ],
-                max_sentence_length=1 << 20,
-                minloglevel=2,
+                num_threads=threads,
+                **({} if max_lines is None else {"input_sentence_size": max_lines}),
             )
-        except RuntimeError as error:
-            raise ValueError(f"training the tokenizer failed: {error}") from error
-        model = Path(work) / MODEL_FILE
-        files = {
-            "tokenizer.json": convert_sentencepiece(model),
-            "tokenizer_config.json": {
-                **_ROLES,
-                "clean_up_tokenization_spaces": False,
-                "model_max_length": int(1e30),  # none, as Transformers writes it
-                "tokenizer_class": "PreTrainedTokenizerFast",
-            },
-            "special_tokens_map.json": _ROLES,
-        }
-        for name, content in files.items():
-            text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
-            (Path(work) / name).write_text(text, encoding="utf-8")
-        Tokenizer.from_file(Path(work) / "tokenizer.json")
-        for name in (MODEL_FILE, *files):
-            (Path(work) / name).replace(output / name)
-    return output / "tokenizer.json"
+        pieces = _write_files(result)
+        if output.exists():
+            for path in sorted(result.iterdir()):
+                path.replace(output / path.name)
+        else:
+            result.rename(output)
+    return Summary(pieces, len(files), total, time.perf_counter() - started)
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _check_settings(
+    vocab_size: int,
+    character_coverage: float,
+    max_piece_length: int,
+    max_lines: int | None,
+    threads: int,
+) -> None:
+    if vocab_size <= _FIXED_PIECES:
+        raise UserError(f"the vocabulary size must be more than {_FIXED_PIECES}, got {vocab_size}")
+    low, high = _COVERAGES
+    if not low <= character_coverage <= high:
+        raise UserError(
+            f"the character coverage must be from {low} to {high}, got {character_coverage}"
+        )
+    if not 1 <= max_piece_length <= _LONGEST_PIECE:
+        raise UserError(
+            f"the longest piece must be of 1 to {_LONGEST_PIECE} characters, got {max_piece_length}"
+        )
+    if max_lines is not None and max_lines < 1:
+        raise UserError(f"the number of lines must be 1 or more, got {max_lines}")
+    if not 1 <= threads <= _MOST_THREADS:
+        raise UserError(f"threads must be 1 to {_MOST_THREADS}, got {threads}")
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output} is a file, not a folder")
+    present = [name for name in OUTPUT_FILES if (output / name).exists()]
+    if present and not overwrite:
+        raise UserError(f"{output} already holds {', '.join(present)} (--overwrite replaces them)")
+
+
+def _sentences(files: Iterable[Path], field: str, progress: "tqdm[Any]") -> Iterator[str]:
+    """Lines of all files, cut where they are longer than SentencePiece takes."""
+    finished = 0
+    for path in files:
+        for document in read_documents(path, "lines", field):
+            try:
+                document.text.encode()
+            except UnicodeEncodeError:  # JSON's escapes can spell half of a surrogate pair
+                raise UserError(f"{document.place}: text with a lone surrogate") from None
+            for line in document.text.split("\n"):
+                for start in range(0, len(line), _SENTENCE_CHARACTERS):
+                    yield line[start : start + _SENTENCE_CHARACTERS]
+            progress.update(finished + document.bytes_read - progress.n)
+        finished += path.stat().st_size
+        progress.update(finished - progress.n)
+    progress.set_description("training", refresh=True)
+
+
+def _train(sentences: Iterator[str], model: Path, **settings: Any) -> None:
+    """Trains the SentencePiece model and writes it to `model`."""
+    try:
+        import sentencepiece
+    except ImportError:
+        raise UserError("training a tokenizer needs the sentencepiece package") from None
+    failures: list[Exception] = []
+
+    def guarded() -> Iterator[str]:
+        # SentencePiece reports an exception of its iterator as one of its own.
+        try:
+            yield from sentences
+        except Exception as error:
+            failures.append(error)
+            raise
+
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=guarded(),
+            model_prefix=str(model.with_suffix("")),
+            model_type="unigram",
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            split_digits=True,
+            byte_fallback=True,
+            user_defined_symbols=["\n"],
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=4,
+            control_symbols=[
+                token for token in SPECIAL_TOKENS if token not in ("<unk>", "<s>", "</s>", "<pad>")
+            ],
+            max_sentence_length=_SENTENCE_BYTES,
+            minloglevel=2,
+            **settings,
+        )
+    except Exception as error:
+        if failures:
+            raise failures[0] from None
+        if isinstance(error, RuntimeError):
+            raise UserError(_reason(str(error))) from None
+        raise
+    model.with_suffix(".vocab").unlink()
+
+
+def _reason(message: str) -> str:
+    """SentencePiece's message without the place in its source, in the words of our settings."""
+    if "sentences_.empty()" in message:
+        return "there is no text to train on"
+    if found := re.search(r"too high \((\d+)\).* <= (\d+)", message):
+        return (
+            f"the text supports a vocabulary of {found[2]} pieces, asked for were {found[1]} "
+            "(--allow-fewer takes what there is)"
+        )
+    if found := re.search(r"required_chars\. (\d+) vs (\d+)", message):
+        return (
+            f"a vocabulary of {found[1]} pieces is too small for the text's characters, which need "
+            f"{found[2]} (or a lower --character-coverage)"
+        )
+    return "training failed: " + re.sub(r"^.*?\] ", "", " ".join(message.split()))
+
+
+def _write_files(folder: Path) -> int:
+    """Writes what belongs beside the model; returns the number of pieces."""
+    files = {
+        "tokenizer.json": convert_sentencepiece(folder / MODEL_FILE),
+        "tokenizer_config.json": {
+            **_ROLES,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": int(1e30),  # none, as Transformers writes it
+            "tokenizer_class": "PreTrainedTokenizerFast",
+        },
+        "special_tokens_map.json": _ROLES,
+    }
+    for name, content in files.items():
+        text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+        (folder / name).write_text(text, encoding="utf-8")
+    return Tokenizer.from_file(folder / "tokenizer.json").vocab_size
 
 
 def convert_sentencepiece(model: str | os.PathLike[str]) -> dict[str, Any]:
@@ -193,16 +411,6 @@ def convert_sentencepiece(model: str | os.PathLike[str]) -> dict[str, Any]:
             "byte_fallback": True,
         },
     }
-
-
-def _lines(paths: Iterable[Path]) -> Iterator[str]:
-    for path in paths:
-        with path.open(encoding="utf-8", newline="") as file:
-            try:
-                for line in file:
-                    yield line.rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}: not UTF-8 text: {error}") from None
 
 
 def _special_name(piece: str) -> str:
