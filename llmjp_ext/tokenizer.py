@@ -38,7 +38,12 @@ class DecodeStream:
         self._stream = _tokenizer.DecodeStream(tokenizer, skip_special_tokens)
 
     def step(self, id: int) -> str:
-        """Takes the next id; returns the text that it completes, often empty within a character."""
+        """Takes the next id; returns the text that it completes, often empty within a character.
+
+        Raises:
+            TypeError: `id` is not an integer.
+            ValueError: it is negative.
+        """
         return self._stream.step(id)
 
     def finish(self) -> str:
@@ -123,7 +128,8 @@ class Tokenizer:
             text: any str without lone surrogates.
             pair: a second text, joined as the file's template for pairs says.
             add_special_tokens: add what the template adds (LLM-jp: <EOD|LLM-jp> after each text).
-            encode_special_tokens: treat special tokens spelled out in the text as plain text.
+            encode_special_tokens: do not cut special tokens that are spelled out in the text; the
+                search, which knows all pieces, still finds those that are pieces (LLM-jp: all).
 
         Raises:
             TypeError: `text` or `pair` is not a str, or has a lone surrogate.
@@ -169,7 +175,11 @@ class Tokenizer:
         return self._native.encode_ragged(texts, add_special_tokens, encode_special_tokens, threads)
 
     def decode(self, ids: Ids, skip_special_tokens: bool = True) -> str:
-        """Text of ids: a sequence of int or an integer array [n]. Ids that nothing has are dropped.
+        """Text of ids. Those that nothing has are dropped.
+
+        Args:
+            ids: a sequence of int, or an array [n] of any integer type.
+            skip_special_tokens: drop special tokens too.
 
         Raises:
             TypeError: `ids` holds something else than integers.
