@@ -42,6 +42,7 @@ Model::Model(Specification specification) : spec(std::move(specification)) {
     const bool reachable = !spec.spaces_to_marks || piece.find(' ') == std::string::npos;
     if (piece.empty() || spec.searchable[id] == 0 || !reachable) continue;
     keys.push_back(to_utf32(piece));
+    longest_piece = std::max(longest_piece, keys.back().size());
     ids.push_back(static_cast<int32_t>(id));
   }
   assign_codes(keys, codes);

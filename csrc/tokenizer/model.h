@@ -29,6 +29,7 @@ struct Model {
   Specification spec;
   CharacterCodes codes;               // with spaces_to_marks U+0020 has the code of "▁"
   Trie trie;                          // of all searchable pieces
+  size_t longest_piece = 1;           // of them, in characters
   std::array<int32_t, 256> byte_ids;  // -1: there is no such piece
   AddedTokens raw_tokens;             // looked for before normalisation
   AddedTokens normalized_tokens;      // looked for after it

@@ -5,8 +5,7 @@ namespace llmjp::tokenizer {
 // A run of unknown characters is one token to Hugging Face: its id if it happens to be a piece (the
 // unknown piece spelled out, for one), else its bytes if all of them have pieces, else the unknown
 // id once.
-void SequentialSearch::flush_unknown(IdBuffer& out) {
-  if (unknown_run_.empty()) return;
+void SequentialSearch::append_unknown(IdBuffer& out) {
   for (const char32_t c : unknown_run_) {
     if (is_surrogate(c)) throw LoneSurrogate();
   }

@@ -36,7 +36,6 @@ class Trie {
     int32_t base = 0;
     int32_t parent = -1;  // who may step here; -1: free
     int32_t id = -1;      // of the piece that ends here; -1: none
-    int32_t cost = 0;     // of that piece, in the fixed-point steps of the unit search
   };
 
   // `keys` are code strings, none empty, all different; ids[i] belongs to keys[i].
@@ -51,6 +50,7 @@ class Trie {
   }
   const Node& node(int32_t index) const { return nodes_[static_cast<size_t>(index)]; }
   Node& node(int32_t index) { return nodes_[static_cast<size_t>(index)]; }
+  const Node* nodes() const { return nodes_.data(); }
   size_t size() const { return nodes_.size(); }
 
  private:
