@@ -53,6 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command in this process; returns its exit code."""
+    import torch
+
     from llmjp.training.processes import SharedError, launched_rank, start_processes, stop_processes
 
     rank = launched_rank()
@@ -62,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         if rank == 0:
             raise
         return 1  # every process was given the same
+    alone = not torch.distributed.is_initialized()
     try:
         processes = start_processes()
         try:
@@ -71,7 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
                 raise
             return 1
         finally:
-            stop_processes()
+            if alone:
+                stop_processes()
     except (UserError, OSError) as error:
         if rank == 0 or isinstance(error, SharedError):
             raise

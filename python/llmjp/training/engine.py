@@ -55,13 +55,19 @@ def number_format(settings: TrainSettings, device: torch.device) -> str:
     """fp32, bf16 or fp16, with `auto` decided.
 
     Raises:
-        UserError: fp16 on a CPU.
+        UserError: fp16 on a CPU, or bf16 without ZeRO.
     """
-    if settings.dtype == "auto":
-        return "bf16" if device.type == "cuda" else "fp32"
-    if settings.dtype == "fp16" and device.type == "cpu":
+    dtype = settings.dtype
+    if dtype == "auto":
+        dtype = "bf16" if device.type == "cuda" else "fp32"
+    if dtype == "fp16" and device.type == "cpu":
         raise UserError("fp16 needs a GPU: DeepSpeed does not train in it on a CPU; use bf16, fp32")
-    return settings.dtype
+    if dtype == "bf16" and settings.zero_stage == 0:
+        # DeepSpeed then updates the bf16 weights themselves, and rounding eats most of an update.
+        raise UserError(
+            "bf16 needs zero_stage 1, 2 or 3: in stage 0 DeepSpeed keeps no fp32 weights behind it"
+        )
+    return dtype
 
 
 def deepspeed_config(
@@ -189,6 +195,7 @@ def build_engine(
         UserError: the model folder cannot be read, or DeepSpeed refuses the configuration.
     """
     import deepspeed
+    from deepspeed.runtime.config import DeepSpeedConfigError
 
     stage = settings.zero_stage
     torch.manual_seed(settings.seed)
@@ -205,7 +212,7 @@ def build_engine(
         engine, *_ = deepspeed.initialize(
             model=model, model_parameters=_parameter_groups(model, settings), config=ds_config
         )
-    except (ValueError, AssertionError, deepspeed.runtime.config.DeepSpeedConfigError) as error:
+    except (ValueError, AssertionError, NotImplementedError, DeepSpeedConfigError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"DeepSpeed refuses the configuration: {reason}") from error
     return engine
@@ -262,6 +269,14 @@ def whole_weights(engine: Any, processes: Processes) -> dict[str, Tensor] | None
             if processes.first:
                 weights[name] = parameter.detach().to("cpu", copy=True)
     return weights if processes.first else None
+
+
+def plain_gradient_norm(engine: Any) -> float | None:
+    """Norm of the gradient that the parameters hold; None where ZeRO or a half format keeps it."""
+    if engine.zero_optimization() or engine.bfloat16_enabled() or engine.fp16_enabled():
+        return None
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients))
 
 
 def gradient_norm(engine: Any) -> float | None:

@@ -1,14 +1,15 @@
 """The processes of a run: who this one is, how it meets the others, and failing together."""
 
 import datetime
+import logging
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.distributed.distributed_c10d import HashStore
 
 from llmjp.errors import UserError
 
@@ -121,7 +122,7 @@ def start_processes() -> Processes:
         backend = "nccl" if cuda else "gloo"
         if world == 1:
             # No port, no host name: nothing of the network can fail or collide.
-            store = HashStore()
+            store = torch.distributed.HashStore()  # type: ignore[attr-defined]
             torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
         else:
             torch.distributed.init_process_group(backend, timeout=_TIMEOUT)
@@ -161,11 +162,13 @@ def _place() -> tuple[int, int, int]:
 
 
 def _start_deepspeed(rank: int) -> None:
-    import logging
-
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
+    # DeepSpeed calls collectives by names that newer versions of torch warn about, at each call.
+    warnings.filterwarnings(
+        "ignore", r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning
+    )
     # On a CPU DeepSpeed would compile this op on the spot, with a command line that breaks at a
     # space in any path, for a collective that gloo has too.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

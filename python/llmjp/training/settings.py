@@ -17,13 +17,12 @@ DTYPES = ("auto", "fp32", "bf16", "fp16")
 RESUME = ("auto", "never", "changed")
 
 
-def _list(help: str) -> Any:
-    return field(default_factory=list, metadata={"help": help, "choices": None})
+def _about(help: str, choices: tuple[Any, ...] | None = None) -> dict[str, Any]:
+    return {"help": help, "choices": choices}
 
 
 def _setting(default: Any, help: str, choices: tuple[Any, ...] | None = None) -> Any:
-    metadata = {"help": help, "choices": choices}
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata=_about(help, choices))
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,11 @@ class TrainSettings:
     Lengths are in tokens, intervals in optimizer steps, batches in samples of seq_length tokens.
     """
 
-    data: list[str] = _list("prefixes of the training data (PREFIX.bin and PREFIX.idx)")
-    valid_data: list[str] = _list("prefixes of validation data; none: a part of the data")
+    data: list[str] = field(default_factory=list, metadata=_about("prefixes of the training data"))
+    valid_data: list[str] = field(
+        default_factory=list,
+        metadata=_about("prefixes of validation data; none: a part of the data"),
+    )
     split: str = _setting("99:1", "shares of training and validation among the data's documents")
     tokenizer: str | None = _setting(
         None, "the tokenizer's folder; none: that of a model which is a folder"
@@ -42,7 +44,9 @@ class TrainSettings:
     output: str = _setting("", "folder that gets checkpoints, metrics and the trained model")
 
     model: str = _setting("tiny", "a preset (llm-jp-1.3b, llm-jp-13b, tiny) or a model folder")
-    model_set: list[str] = _list("changed fields of the preset, as FIELD=VALUE")
+    model_set: list[str] = field(
+        default_factory=list, metadata=_about("changed fields of the preset, as FIELD=VALUE")
+    )
     dropout: float | None = _setting(None, "probability of all three dropouts; none: the model's")
     seq_length: int | None = _setting(None, "tokens of a sample; none: the model's positions")
 

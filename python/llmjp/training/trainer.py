@@ -17,7 +17,7 @@ from llmjp.config import ModelConfig
 from llmjp.data.packed import PackedDataset
 from llmjp.errors import UserError
 from llmjp.training.checkpoints import Checkpoints
-from llmjp.training.engine import Batches, gradient_norm, whole_weights
+from llmjp.training.engine import Batches, gradient_norm, plain_gradient_norm, whole_weights
 from llmjp.training.processes import Processes
 from llmjp.training.progress import METRICS, Metrics, Progress
 from llmjp.training.schedule import learning_rate
@@ -27,7 +27,7 @@ _SECOND_SIGNAL = 2.0  # seconds; launchers pass on a Ctrl-C that the process has
 
 
 class StopSignal:
-    """Turns the first SIGINT or SIGTERM into a wish to stop after the step; a later one is obeyed."""
+    """Takes the first SIGINT or SIGTERM for a wish to stop after the step, a later for an order."""
 
     def __init__(self) -> None:
         self.wanted = False
@@ -151,6 +151,7 @@ class Trainer:
             group["lr"] = rate
         self._reseed()
         losses = []
+        norm: float | None = None
         first = self.done * self.batches.size
         for index in range(self.batches.accumulation):
             # Which samples make up a global batch does not depend on the number of processes.
@@ -160,6 +161,8 @@ class Trainer:
             # of targets, so that the mean of their means is the mean of all.
             self.engine.backward(loss)
             losses.append(loss.detach())
+            if logged and index + 1 == self.batches.accumulation:
+                norm = plain_gradient_norm(self.engine)  # before the step clears it
             self.engine.step()
         self.done += 1
         if not logged:
@@ -175,7 +178,7 @@ class Trainer:
             "step": self.done,
             "loss": loss,
             "lr": rate,
-            "grad_norm": gradient_norm(self.engine),
+            "grad_norm": gradient_norm(self.engine) if norm is None else norm,
             "samples": self.done * self.batches.size,
             "tokens": self.done * self.batches.size * self.data.seq_length,
         }

@@ -1,0 +1,109 @@
+"""`llmjp train` in two processes: ZeRO's stages give one process's losses, and resume."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmjp.checkpoint.huggingface import load_model
+from llmjp_ext.testing import GRADIENT_FACTOR, assert_accurate
+from train_runs import QUICK, TINY, Result, losses, metrics, run_jobs, toy_data
+
+STAGES = (0, 1, 2, 3)
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a space in its name, and the toy data in it."""
+    folder = tmp_path_factory.mktemp("two processes")
+    toy_data(folder / "toy")
+    return folder
+
+
+def arguments(*more: object) -> list[str]:
+    """A run without dropout, whose masks would differ from process to process."""
+    fixed = ("--dropout", "0", "--decay-steps", STEPS, "--steps", STEPS, "--dtype", "fp32")
+    return [str(word) for word in ("--data", "toy", *TINY, *QUICK, *fixed, *more)]
+
+
+@pytest.fixture(scope="module")
+def single(folder: Path) -> list[Result]:
+    """One process: the reference, and the same samples dealt out otherwise."""
+    jobs = [arguments("--output", "one")]
+    jobs += [arguments("--output", f"one {size}", "--micro-batch", size) for size in (1, 4, 8)]
+    return run_jobs(folder, jobs)
+
+
+@pytest.fixture(scope="module")
+def double(folder: Path, single: list[Result]) -> list[Result]:
+    """Two processes in each stage; stage 3 also in two parts, and from a model folder."""
+    jobs = [arguments("--output", f"two {stage}", "--zero-stage", stage) for stage in STAGES]
+    jobs.append(arguments("--output", "parts", "--zero-stage", 3, "--steps", 3))
+    jobs.append(arguments("--output", "parts", "--zero-stage", 3))
+    source = ["--data", "toy", *QUICK, "--dropout", "0", "--model", "one/hf", "--steps", "1"]
+    jobs += [[*source, "--output", f"from {stage}", "--zero-stage", str(stage)] for stage in (1, 3)]
+    jobs.append(arguments("--output", "one"))
+    return run_jobs(folder, jobs, processes=2)
+
+
+def close(folder: Path, actual: str, *, what: str) -> None:
+    """Losses of a run against one process's: no farther off than other sums of the same samples.
+
+    Rounding is what differs: gradients are added up in another order. How much that can change is
+    what one process shows when it deals the same global batches out in other micro-batches.
+    """
+    reference = torch.tensor(losses(folder / "one"), dtype=torch.float64)
+    others = torch.tensor([losses(folder / f"one {size}") for size in (1, 4, 8)])
+    plain = reference + (others.double() - reference).abs().amax(0)
+    assert_accurate(
+        torch.tensor(losses(folder / actual)), reference, plain, factor=GRADIENT_FACTOR, what=what
+    )
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_give_the_losses_of_one(
+    folder: Path, double: list[Result], stage: int
+) -> None:
+    """Each step's loss over both processes, with accumulation, is one process's."""
+    result = double[stage]
+    assert result.code == 0 and result.err == "", result.err
+    assert "8 samples = 2 x 2 processes x 2 accumulated" in result.out
+    assert len(losses(folder / f"two {stage}")) == STEPS
+    close(folder, f"two {stage}", what=f"losses in stage {stage}")
+
+
+def test_sharded_weights_come_out_whole(folder: Path, double: list[Result]) -> None:
+    """OUTPUT/hf of stage 3 is that of stage 0, up to the rounding of Adam's steps."""
+    assert double[3].code == 0
+    whole = load_model(folder / "two 0" / "hf").state_dict()
+    sharded = load_model(folder / "two 3" / "hf").state_dict()
+    others = load_model(folder / "one 8" / "hf").state_dict()
+    assert sharded.keys() == whole.keys()
+    for name, value in sharded.items():
+        plain = whole[name] + (others[name] - whole[name]).abs().max()
+        assert_accurate(
+            value, whole[name].double(), plain, factor=GRADIENT_FACTOR, what=f"weight {name}"
+        )
+
+
+def test_resuming_two_processes_changes_nothing(folder: Path, double: list[Result]) -> None:
+    """Three steps and three more give every digit of six, in stage 3."""
+    assert [double[index].code for index in (4, 5)] == [0, 0]
+    assert metrics(folder / "parts") == metrics(folder / "two 3")
+
+
+def test_training_goes_on_from_a_model_folder(folder: Path, double: list[Result]) -> None:
+    """The trained weights are what the first step starts from, sharded as they are read too."""
+    assert [double[index].code for index in (6, 7)] == [0, 0], double[7].err
+    fresh, trained = losses(folder / "one")[0], losses(folder / "from 1")[0]
+    assert trained < fresh - 0.1
+    assert abs(losses(folder / "from 3")[0] - trained) <= trained * torch.finfo(torch.float32).eps
+
+
+def test_another_number_of_processes_is_refused(double: list[Result]) -> None:
+    """ZeRO's shards belong to their number of processes: one line says so."""
+    result = double[8]
+    assert result.code == 1
+    assert "was written with processes = 1, now 2" in result.err
+    assert result.err.count("\n") == 1
