@@ -1,0 +1,265 @@
+"""The GPT-2 architecture of the LLM-jp v1.0 models, on the fused ops of llmjp_ext.
+
+The state dict is that of Transformers' GPT2LMHeadModel: the same keys and shapes, and the output
+layer tied to the token embedding, so that checkpoints go both ways without conversion.
+
+Two rules shape the modules. Each op gets only parameters of the module that calls it, because
+ZeRO-3 gathers a parameter for its owner's forward alone. And each module draws its initial weights
+in its own constructor, because deepspeed.zero.Init takes them away when the constructor ends.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from llmjp.config import ModelConfig
+from llmjp_ext import attention, attention_decode, bias_gelu, cross_entropy
+from llmjp_ext.nn import LayerNorm
+
+
+@dataclass
+class KeyValueCache:
+    """Keys and values of the tokens seen so far, one pair of tensors a layer.
+
+    Attributes:
+        keys, values: n_layer tensors [batch, capacity, n_head, head_dim].
+        lengths: int32 [batch], how many tokens of each row are filled in.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    lengths: Tensor
+
+    @classmethod
+    def empty(
+        cls,
+        config: ModelConfig,
+        batch: int,
+        capacity: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> "KeyValueCache":
+        """A cache for `capacity` tokens in each of `batch` rows.
+
+        Raises:
+            ValueError: the model has fewer positions than `capacity`.
+        """
+        if capacity > config.n_positions:
+            raise ValueError(
+                f"the model has {config.n_positions} positions, the cache was to hold {capacity}"
+            )
+        shape = (batch, capacity, config.n_head, config.head_dim)
+        layers = range(config.n_layer)
+        return cls(
+            [torch.zeros(shape, dtype=dtype, device=device) for _ in layers],
+            [torch.zeros(shape, dtype=dtype, device=device) for _ in layers],
+            torch.zeros(batch, dtype=torch.int32, device=device),
+        )
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that a row can hold."""
+        return self.keys[0].shape[1]
+
+    def rows(self, first: int, count: int) -> "KeyValueCache":
+        """The cache of some rows only; it shares its memory with this one."""
+        part = slice(first, first + count)
+        return KeyValueCache(
+            [k[part] for k in self.keys], [v[part] for v in self.values], self.lengths[part]
+        )
+
+
+class Embedding(nn.Embedding):
+    """A lookup table, drawn from a normal distribution."""
+
+    def __init__(self, rows: int, width: int, std: float) -> None:
+        super().__init__(rows, width)
+        nn.init.normal_(self.weight, std=std)
+
+
+class Projection(nn.Module):
+    """y = x @ weight + bias with weight [in, out], the layout of GPT-2's checkpoints."""
+
+    def __init__(self, inputs: int, outputs: int, std: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        nn.init.normal_(self.weight, std=std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight)
+        return y.view(*x.shape[:-1], -1)
+
+
+class GeluProjection(Projection):
+    """y = GELU(x @ weight + bias), bias and GELU in one pass."""
+
+    def __init__(self, inputs: int, outputs: int, std: float, gelu: str) -> None:
+        super().__init__(inputs, outputs, std)
+        self.gelu = gelu
+
+    def forward(self, x: Tensor) -> Tensor:
+        return bias_gelu(x @ self.weight, self.bias, approximate=self.gelu)
+
+
+class Attention(nn.Module):
+    """Causal self-attention over [batch, tokens, n_embd]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.dropout = config.attn_pdrop
+        width, std = config.n_embd, config.initializer_range
+        self.c_attn = Projection(width, 3 * width, std)
+        self.c_proj = Projection(width, width, std / math.sqrt(2 * config.n_layer))
+
+    def forward(self, x: Tensor, cache: KeyValueCache | None, layer: int) -> Tensor:
+        q, k, v = self.c_attn(x).unflatten(-1, (3, self.n_head, -1)).unbind(-3)
+        if cache is None:
+            dropout = self.dropout if self.training else 0.0
+            y = attention(q, k, v, causal=True, dropout_p=dropout)
+        else:
+            y = attention_decode(
+                q, cache.keys[layer], cache.values[layer], cache.lengths, k_new=k, v_new=v
+            )
+        return self.c_proj(y.flatten(-2))
+
+
+class FeedForward(nn.Module):
+    """Two projections with a GELU between them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, inner, std = config.n_embd, config.inner_width, config.initializer_range
+        self.c_fc = GeluProjection(width, inner, std, config.gelu)
+        self.c_proj = Projection(inner, width, std / math.sqrt(2 * config.n_layer))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(self.c_fc(x))
+
+
+class Block(nn.Module):
+    """One layer of the residual stream r: r += attention(norm(r)), then r += mlp(norm(r)).
+
+    The sum is left to the next norm, which adds and normalises in one pass. So a block takes and
+    returns a pair: what is still to be added, and the stream (None before the first block).
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.dropout = config.resid_pdrop
+        self.ln_1 = LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.attn = Attention(config)
+        self.ln_2 = LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.mlp = FeedForward(config)
+
+    def forward(
+        self, x: Tensor, stream: Tensor | None, cache: KeyValueCache | None
+    ) -> tuple[Tensor, Tensor]:
+        if stream is None:
+            y, stream = self.ln_1(x), x
+        else:
+            y, stream = self.ln_1(x, stream)
+        x = F.dropout(self.attn(y, cache, self.layer), self.dropout, self.training)
+        y, stream = self.ln_2(x, stream)
+        return F.dropout(self.mlp(y), self.dropout, self.training), stream
+
+
+class Transformer(nn.Module):
+    """Embeddings, blocks and the last norm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.wte = Embedding(config.vocab_size, config.n_embd, config.initializer_range)
+        self.wpe = Embedding(config.n_positions, config.n_embd, config.initializer_range)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.dropout = config.embd_pdrop
+        self.checkpoint_activations = False
+
+    def forward(self, input_ids: Tensor, cache: KeyValueCache | None) -> Tensor:
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        if cache is not None:
+            positions = cache.lengths[:, None] + positions
+        x = self.wte(input_ids) + self.wpe(positions)
+        x = F.dropout(x, self.dropout, self.training)
+        stream: Tensor | None = None
+        for block in self.h:
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x, stream = checkpoint(block, x, stream, cache, use_reentrant=False)
+            else:
+                x, stream = block(x, stream, cache)
+        y, _ = self.ln_f(x, stream)
+        return y
+
+
+class Head(nn.Module):
+    """Logits from hidden states, with the token embedding's own weight [vocab_size, n_embd]."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
+class GPT(nn.Module):
+    """A causal language model; its state dict is GPT2LMHeadModel's."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = Transformer(config)
+        self.lm_head = Head(self.transformer.wte.weight)
+
+    def checkpoint_activations(self, enabled: bool = True) -> None:
+        """Whether training recomputes each block's inside instead of keeping it in memory."""
+        self.transformer.checkpoint_activations = enabled
+
+    def tie_weights(self) -> None:
+        """Makes the output layer share the token embedding again, after either was replaced."""
+        self.lm_head.weight = self.transformer.wte.weight
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Logits of every position, or the loss.
+
+        Args:
+            input_ids: int64 [batch, tokens], at most n_positions tokens with those in the cache.
+            labels: int64 [batch, tokens]; labels[b, t] is the token that follows input_ids[b, t],
+                -100 where there is none to learn.
+            cache: the tokens before input_ids; gets their keys and values.
+
+        Returns:
+            [batch, tokens, vocab_size] in the model's dtype; with labels the mean cross-entropy in
+            nats, a float32 scalar.
+        """
+        logits = self.lm_head(self._hidden(input_ids, cache))
+        if labels is None:
+            return logits
+        return cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+    def next_logits(self, input_ids: Tensor, cache: KeyValueCache) -> Tensor:
+        """Logits [batch, vocab_size] of the token after input_ids [batch, tokens]."""
+        return self.lm_head(self._hidden(input_ids, cache)[:, -1])
+
+    def _hidden(self, input_ids: Tensor, cache: KeyValueCache | None) -> Tensor:
+        tokens = input_ids.shape[1]
+        room = self.config.n_positions if cache is None else cache.capacity
+        if tokens > room:
+            raise ValueError(f"{tokens} tokens are more than the {room} positions there are")
+        hidden = self.transformer(input_ids, cache)
+        if cache is not None:
+            cache.lengths += tokens
+        return hidden
