@@ -7,7 +7,7 @@ inference.
 """
 
 import math
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -16,6 +16,28 @@ from torch.autograd.function import once_differentiable
 from llmjp_ext import _library
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@overload
+def layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float = ...,
+    *,
+    residual: None = ...,
+) -> Tensor: ...
+
+
+@overload
+def layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float = ...,
+    *,
+    residual: Tensor,
+) -> tuple[Tensor, Tensor]: ...
 
 
 def layer_norm(
