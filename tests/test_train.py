@@ -46,6 +46,10 @@ def results(folder: Path) -> dict[str, Result]:
         jobs[f"{name} whole"] = whole
         jobs[f"{name} first"] = first
         jobs[f"{name} second"] = [*first[:-1], str(STEPS)]
+        if dtype == "fp32":
+            jobs[f"{name} recompute"] = [
+                *(*common, "--output", f"{name} recompute", "--steps", str(STEPS), "--recompute"),
+            ]
     ended = run_jobs(folder, list(jobs.values()))
     return dict(zip(jobs, ended, strict=True))
 
@@ -131,6 +135,13 @@ def test_stages_and_formats_train_alike(
     assert ((actual - reference).abs() <= reference * torch.finfo(kind).eps).all(), actual
     model = load_model(folder / f"{dtype} {stage} whole" / "hf")
     assert model.lm_head.weight.dtype == kind
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_recomputing_changes_nothing(folder: Path, results: dict[str, Result], stage: int) -> None:
+    """Recomputed activations, dropout's masks among them, give every digit of the kept ones."""
+    assert results[f"fp32 {stage} recompute"].code == 0, results[f"fp32 {stage} recompute"].err
+    assert metrics(folder / f"fp32 {stage} recompute") == metrics(folder / f"fp32 {stage} whole")
 
 
 def test_metrics_are_complete(folder: Path, results: dict[str, Result]) -> None:

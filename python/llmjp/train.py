@@ -64,21 +64,19 @@ def run(arguments: argparse.Namespace) -> int:
         if rank == 0:
             raise
         return 1  # every process was given the same
-    alone = not torch.distributed.is_initialized()
     try:
+        started = not torch.distributed.is_initialized()
         processes = start_processes()
-        try:
-            return train(settings, processes)
-        except SharedError:
-            if processes.first:
-                raise
-            return 1
-        finally:
-            if alone:
-                stop_processes()
+        code = train(settings, processes)
+        # Not after an error: others may be waiting in the group, and leaving would wait for them.
+        if started and processes.world > 1:
+            stop_processes()
+        return code
     except (UserError, OSError) as error:
-        if rank == 0 or isinstance(error, SharedError):
+        if rank == 0:
             raise
+        if isinstance(error, SharedError):
+            return 1
         raise UserError(f"process {rank}: {error}") from error
 
 

@@ -1,5 +1,6 @@
 """The processes of a run: who this one is, how it meets the others, and failing together."""
 
+import atexit
 import datetime
 import logging
 import os
@@ -124,6 +125,9 @@ def start_processes() -> Processes:
             # No port, no host name: nothing of the network can fail or collide.
             store = torch.distributed.HashStore()  # type: ignore[attr-defined]
             torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+            # DeepSpeed keeps hold of the first group that it sees: a second run in this process,
+            # such as a notebook's, must find it.
+            atexit.register(stop_processes)
         else:
             torch.distributed.init_process_group(backend, timeout=_TIMEOUT)
     _start_deepspeed(rank)
