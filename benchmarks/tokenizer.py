@@ -25,7 +25,7 @@ from llmjp_ext import Tokenizer
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = "llm-jp-tokenizer-v2.1/tokenizer.json"
 SENTENCEPIECE_MODEL = "llm-jp-tokenizer-v2.1/code10k_en20k_ja30k.ver2.1.model"
-MEGABYTES = 1.0
+MEGABYTES = 0.5
 QUICK_MEGABYTES = 0.02
 LINES_PER_DOCUMENT = 60  # of JGLUE's sentences: about 4.5 kB
 # Longer modules come in parts: in long strings sentencepiece's sums in single precision lose the
