@@ -73,7 +73,8 @@ def test_full_disk_while_saving_keeps_the_last_checkpoint(folder: Path) -> None:
     first, cut, second, whole, early, anew = run_jobs(folder, jobs, limits={1: 100_000, 4: 100_000})
     assert first.code == 0 and whole.code == 0
     assert cut.code == 1, cut.out
-    assert cut.err.startswith("llmjp: error: saving checkpoint full/checkpoints/step-3 failed: ")
+    saving = "saving checkpoint full/checkpoints/step-3 failed: a file could not be written whole"
+    assert cut.err.startswith(f"llmjp: error: {saving} (the disk has "), cut.err
     assert "the last complete one is full/checkpoints/step-2" in cut.err
     assert cut.err.count("\n") == 1
     assert second.code == 0 and "from full/checkpoints/step-2" in second.out

@@ -105,7 +105,7 @@ class Checkpoints:
         except (OSError, RuntimeError, UserError) as error:
             if processes.first:
                 shutil.rmtree(partial, ignore_errors=True)
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = _reason(error, self.folder)
             last = self.latest()
             kept = f"the last complete one is {last}" if last else "there is no earlier one"
             raise UserError(f"saving checkpoint {final} failed: {reason}; {kept}") from error
@@ -151,6 +151,18 @@ def load(engine: Any, checkpoint: Path) -> None:
         raise UserError(f"checkpoint {checkpoint} cannot be loaded: {reason}") from error
     if found is None:
         raise UserError(f"checkpoint {checkpoint} cannot be loaded: files are missing")
+
+
+def _reason(error: BaseException, folder: Path) -> str:
+    """One line on a failed writing.
+
+    torch.save() tells a full disk as a fault of positions in its file, without the system's word.
+    """
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    if "inline_container" not in text and "PytorchStreamWriter" not in text:
+        return text
+    free = shutil.disk_usage(folder).free / 1e9
+    return f"a file could not be written whole (the disk has {free:.1f} GB free)"
 
 
 def _hidden(checkpoint: Path) -> Path:
