@@ -13,16 +13,25 @@ from llmjp_ext._version import __version__
 if TYPE_CHECKING:
     from llmjp_ext import nn as nn
     from llmjp_ext import reference as reference
+    from llmjp_ext.ops.attention import attention as attention
     from llmjp_ext.ops.layer_norm import layer_norm as layer_norm
     from llmjp_ext.tokenizer import Tokenizer as Tokenizer
 
 _HOME_OF_NAME = {
     "Tokenizer": "llmjp_ext.tokenizer",
+    "attention": "llmjp_ext.ops.attention",
     "layer_norm": "llmjp_ext.ops.layer_norm",
 }
 _SUBMODULES = ("nn", "reference")
 
-__all__ = ["Tokenizer", "__version__", "layer_norm", "nn", "reference"]
+__all__ = [
+    "Tokenizer",
+    "__version__",
+    "attention",
+    "layer_norm",
+    "nn",
+    "reference",
+]
 
 
 def __getattr__(name: str) -> Any:

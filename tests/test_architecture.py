@@ -167,15 +167,41 @@ def test_packages_import_only_what_they_may() -> None:
     assert not faults, "\n".join(faults)
 
 
+def schema_faults(schemas: list[str], stems: list[str]) -> list[str]:
+    """Schemas whose names break the rule.
+
+    An op with a backward has <stem>_fwd and <stem>_bwd, and may have more of these with add_ before
+    or _inplace behind; an op without one has its stem alone.
+    """
+    faults = []
+    for schema in schemas:
+        owner = re.fullmatch(r"(?:add_)?(\w+?)(?:_(fwd|bwd)(?:_inplace)?)?", schema)
+        assert owner is not None
+        stem, direction = owner.groups()
+        if stem not in stems:
+            faults.append(f"{schema} has no module llmjp_ext/ops/{stem}.py")
+        elif direction is None and f"{stem}_fwd" in schemas:
+            faults.append(f"{schema} is neither {stem}_fwd nor {stem}_bwd")
+        elif direction is not None and not {f"{stem}_fwd", f"{stem}_bwd"} <= set(schemas):
+            faults.append(f"{schema} is half of a pair: without a backward it is called {stem}")
+    return faults
+
+
+def test_planted_schemas_are_rejected() -> None:
+    """A schema without its module, a lone direction, and a name beside a pair."""
+    stems = ["norm", "draw"]
+    good = ["norm_fwd", "norm_bwd", "add_norm_fwd", "norm_bwd_inplace", "draw"]
+    assert not schema_faults(good, stems)
+    for planted in ("other_fwd", "other", "draw_fwd", "norm", "norm_sideways"):
+        assert len(schema_faults([*good, planted], stems)) >= 1, planted
+
+
 def test_one_stem_names_one_thing() -> None:
     """Every schema has its op module; every op has its reference, test, page and benchmark."""
     stems = op_modules()
     assert stems
-    for schema in schema_names():
-        if schema != "build_info":
-            owner = re.fullmatch(r"(?:add_)?(\w+)_(?:fwd|bwd)", schema)
-            assert owner is not None, f"{schema} does not end in _fwd or _bwd"
-            assert owner[1] in stems, f"{schema} has no module llmjp_ext/ops/{owner[1]}.py"
+    faults = schema_faults([name for name in schema_names() if name != "build_info"], stems)
+    assert not faults, "\n".join(faults)
     for stem in stems:
         for place in (
             f"llmjp_ext/reference/{stem}.py",

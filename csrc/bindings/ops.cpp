@@ -21,4 +21,20 @@ LLMJP_LIBRARY(LLMJP_NAMESPACE, library) {
       "layer_norm_bwd(Tensor dy, Tensor? dr, Tensor r, Tensor weight, Tensor mean, Tensor rstd, "
       "bool has_bias)"
       " -> (Tensor dx, Tensor dweight, Tensor dbias)");
+
+  // Attention of q [batch, tokens, heads, head_dim] over k, v [batch, keys, kv_heads, head_dim];
+  // lse is fp32 [batch, heads, tokens]. A window of -1 is open; causal is window_right = 0.
+  // random_state, int64 [2], is seed and offset of dropout; scale is head_dim^-1/2 unless given.
+  library.def(
+      "attention_fwd(Tensor q, Tensor k, Tensor v, Tensor? alibi_slopes, Tensor? starts_k, "
+      "Tensor? seqlens_k, Tensor? random_state, float? scale, int window_left, int window_right, "
+      "float softcap, float dropout_p)"
+      " -> (Tensor out, Tensor lse)");
+
+  // Gradients of out and, where dlse is given, of lse too.
+  library.def(
+      "attention_bwd(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor "
+      "lse, Tensor? alibi_slopes, Tensor? starts_k, Tensor? seqlens_k, Tensor? random_state, "
+      "float? scale, int window_left, int window_right, float softcap, float dropout_p)"
+      " -> (Tensor dq, Tensor dk, Tensor dv)");
 }

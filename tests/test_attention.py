@@ -1,0 +1,402 @@
+"""attention on every backend that implements it: values, gradients, masks, tracing, errors.
+
+Values and gradients follow the numerics rule of llmjp_ext.testing; failures print the seed.
+"""
+
+import math
+
+import pytest
+import torch
+import torch._dynamo.testing
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+import llmjp_ext
+from llmjp_ext.ops import _attention_torch
+from llmjp_ext.reference import attention as reference
+from llmjp_ext.testing import GRADIENT_FACTOR, assert_accurate
+
+FLOATS = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """The op has no CUDA kernel yet, so nothing of it runs simulated."""
+    return request.param
+
+
+def lengths(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+# (tokens, keys, heads, kv_heads, head_dim), options. Batch is 2.
+CASES = {
+    "plain": ((33, 33, 4, 4, 64), {}),
+    "one key": ((1, 1, 1, 1, 8), {}),
+    "odd sizes": ((7, 13, 3, 3, 20), {}),
+    "scale": ((9, 9, 2, 2, 16), {"scale": 0.3}),
+    "causal": ((37, 37, 4, 4, 32), {"causal": True}),
+    "causal, fewer queries": ((5, 21, 4, 2, 16), {"causal": True}),
+    "causal, one query": ((1, 21, 4, 2, 16), {"causal": True}),
+    "causal, fewer keys": ((21, 5, 4, 2, 16), {"causal": True}),
+    "grouped heads": ((12, 12, 6, 2, 16), {"causal": True}),
+    "one key head": ((12, 12, 6, 1, 16), {}),
+    "window": ((19, 25, 2, 2, 16), {"window": (4, 2)}),
+    "window, left open": ((19, 25, 2, 2, 16), {"window": (-1, 3)}),
+    "window, fewer keys": ((25, 6, 2, 2, 16), {"window": (3, 0)}),
+    "causal window": ((40, 40, 2, 1, 16), {"causal": True, "window": (7, 7)}),
+    "softcap": ((15, 15, 2, 2, 16), {"softcap": 1.5, "causal": True}),
+    "softcap, grouped": ((9, 15, 4, 2, 16), {"softcap": 0.7}),
+    "alibi": ((11, 17, 4, 2, 16), {"alibi_slopes": torch.tensor([0.5, 0.25, 0.125, 0.06])}),
+    "alibi a sequence": (
+        (11, 11, 2, 2, 16),
+        {"alibi_slopes": torch.tensor([[0.5, 0.1], [0.3, 0.0]]), "causal": True},
+    ),
+    "right padding": ((10, 14, 2, 1, 16), {"seqlens_k": lengths(14, 5)}),
+    "left padding": ((14, 14, 2, 2, 16), {"starts_k": lengths(0, 6), "causal": True}),
+    "both paddings": ((14, 14, 2, 2, 16), {"starts_k": lengths(2, 6), "seqlens_k": lengths(9, 6)}),
+    "all of it": (
+        (13, 18, 4, 2, 16),
+        {
+            "starts_k": lengths(1, 4),
+            "seqlens_k": lengths(18, 15),
+            "window": (6, 1),
+            "softcap": 2.0,
+            "alibi_slopes": torch.tensor([0.5, 0.25, 0.125, 0.06]),
+            "scale": 0.4,
+        },
+    ),
+}
+
+
+def tensors(
+    shape: tuple[int, int, int, int, int], device: str, dtype: torch.dtype, batch: int = 2
+) -> list[Tensor]:
+    tokens, keys, heads, kv_heads, width = shape
+    sizes = [(batch, tokens, heads, width)] + [(batch, keys, kv_heads, width)] * 2
+    return [torch.randn(size).to(device, dtype) for size in sizes]
+
+
+def on(device: str, options: dict[str, object]) -> dict[str, object]:
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
+
+
+def run(function, inputs: list[Tensor], dout: Tensor, dlse: Tensor | None) -> list[Tensor]:
+    """out, lse and the gradients of q, k and v."""
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    out, lse = function(*leaves)
+    loss = (out * dout.to(out.dtype)).sum()
+    if dlse is not None:
+        # Rows without keys have lse -inf, and no gradient to give.
+        loss = loss + (lse.masked_fill(lse == -torch.inf, 0.0) * dlse.to(lse.dtype)).sum()
+    loss.backward()
+    return [out.detach(), lse.detach(), *(leaf.grad for leaf in leaves)]
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, options: dict[str, object]) -> Tensor:
+    """What a PyTorch user writes, where PyTorch has it: no softcap and no ALiBi."""
+    ones = torch.ones_like(q[..., :1]), torch.ones_like(k[..., :1])
+    masks = {key: value for key, value in options.items() if key != "scale"}
+    # With one key dimension of ones and v the identity, the reference shows which keys are seen.
+    eye = torch.eye(k.shape[1], device=q.device, dtype=q.dtype)[None, :, None]
+    seen = reference.attention(*ones, eye.expand(*k.shape[:3], -1), **masks)[0] > 0
+    out = F.scaled_dot_product_attention(
+        *(t.transpose(1, 2) for t in (q, k, v)),
+        attn_mask=seen.transpose(1, 2),
+        scale=options.get("scale"),
+        enable_gqa=True,
+    )
+    return out.transpose(1, 2).nan_to_num(0.0)
+
+
+def check(
+    device: str,
+    dtype: torch.dtype,
+    shape: tuple[int, int, int, int, int],
+    options: dict[str, object],
+    with_dlse: bool = False,
+    dropout_scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    inputs: list[Tensor] | None = None,
+) -> list[Tensor]:
+    """Compares with the reference in float64; returns what the op gave."""
+    inputs = tensors(shape, device, dtype) if inputs is None else inputs
+    options = on(device, options)
+    dout = torch.randn_like(inputs[0])
+    dlse = torch.randn(2, shape[2], shape[0], device=device) if with_dlse else None
+
+    def op(*leaves: Tensor):
+        if dropout_p:
+            torch.manual_seed(7)
+        return llmjp_ext.attention(*leaves, **options, dropout_p=dropout_p, return_lse=True)
+
+    def truth(*leaves: Tensor):
+        scale = None if dropout_scale is None else dropout_scale.to(leaves[0].dtype)
+        return reference.attention(*leaves, **options, dropout_scale=scale)
+
+    actual = run(op, inputs, dout, dlse)
+
+    def plain_pytorch(*leaves: Tensor):
+        out, lse = truth(*leaves)
+        if not dropout_p and not with_dlse and not options.keys() & {"softcap", "alibi_slopes"}:
+            out = sdpa(*leaves, options)
+        return out, lse
+
+    plain = run(plain_pytorch, inputs, dout, dlse)
+    exact = run(truth, [t.double() for t in inputs], dout, dlse)
+    assert actual[0].is_contiguous() and actual[1].dtype == torch.float32
+    for name, a, e, p in zip(["out", "lse", "dq", "dk", "dv"], actual, exact, plain, strict=True):
+        factor = GRADIENT_FACTOR if name.startswith("d") else 2.0
+        assert_accurate(a, e, p, factor=factor, what=f"{name} of {shape}, {options}")
+    return actual
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_gradients(device: str, case: str, dtype: torch.dtype) -> None:
+    """Each mask, alone and together, in each dtype; CUDA takes no float32."""
+    if device == "cuda" and dtype == torch.float32:
+        pytest.skip("attention takes float16 and bfloat16 on CUDA")
+    check(device, dtype, *CASES[case])
+
+
+@pytest.mark.parametrize("case", ["plain", "causal, fewer keys", "softcap", "both paddings"])
+def test_lse_is_differentiable(device: str, case: str) -> None:
+    """The gradient that reaches lse arrives at q and k beside that of out."""
+    check(device, torch.bfloat16, *CASES[case], with_dlse=True)
+
+
+def test_lse_alone_is_differentiable() -> None:
+    """With no gradient for out at all."""
+    q, k, v = (t.requires_grad_() for t in tensors(CASES["causal"][0], "cpu", torch.float32))
+    llmjp_ext.attention(q, k, v, causal=True, return_lse=True)[1].sum().backward()
+    exact = [t.detach().double().requires_grad_() for t in (q, k, v)]
+    reference.attention(*exact, causal=True)[1].sum().backward()
+    plain = [t.detach().requires_grad_() for t in (q, k, v)]
+    reference.attention(*plain, causal=True)[1].sum().backward()
+    for name, a, e, p in zip(("dq", "dk"), (q, k), exact, plain, strict=False):
+        assert_accurate(a.grad, e.grad, p.grad, factor=GRADIENT_FACTOR, what=name)
+    assert not v.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_blocks_agree_with_the_reference(dtype: torch.dtype, monkeypatch) -> None:
+    """The computation by blocks of query rows, with blocks that do not divide the queries."""
+    monkeypatch.setattr(_attention_torch, "_LARGEST_MASK", 0)
+    for case in ("window", "causal window", "causal, fewer keys", "both paddings", "all of it"):
+        shape, options = CASES[case]
+        monkeypatch.setattr(_attention_torch, "_SCORES_OF_BLOCK", 2 * shape[2] * shape[1] * 4)
+        check("cpu", dtype, shape, options)
+
+
+def test_rows_without_keys_are_zero(device: str) -> None:
+    """A query that sees nothing gives out 0 and lse -inf, and takes no gradient."""
+    shape = (6, 4, 2, 2, 16)
+    out, lse, dq, _dk, _dv = check(device, torch.bfloat16, shape, {"causal": True})
+    assert not out[:, :2].any() and bool((lse[:, :, :2] == -math.inf).all())
+    assert not dq[:, :2].any() and bool(out[:, 2:].any())
+
+
+def test_dropout_is_philox_of_the_drawn_state(device: str) -> None:
+    """Values and gradients are those of the documented mask, and lse is that without dropout."""
+    shape, p = (21, 30, 4, 2, 16), 0.3
+    torch.manual_seed(7)
+    state = torch.randint(2**63 - 1, (2,), device=device)
+    kept = _attention_torch.dropout_scale(state, p, (2, 4, 21, 30), range(21))
+    options = {"causal": True}
+    out = check(device, torch.bfloat16, shape, options, dropout_scale=kept, dropout_p=p)[0]
+    assert out.any()
+    assert abs(float((kept > 0).float().mean()) - (1 - p)) < 5 * math.sqrt(p * (1 - p) / 5040)
+    # Any part of the mask can be computed alone.
+    part = _attention_torch.dropout_scale(state, p, (2, 4, 21, 30), range(5, 9))
+    assert torch.equal(part, kept[:, :, 5:9])
+
+
+def test_dropout_follows_the_generator() -> None:
+    """The same seed gives the same result, a draw later another, and checkpointing repeats it."""
+    q, k, v = (t.requires_grad_() for t in tensors((8, 8, 2, 2, 16), "cpu", torch.float32))
+
+    def op(q: Tensor) -> Tensor:
+        return llmjp_ext.attention(q, k, v, dropout_p=0.5)
+
+    torch.manual_seed(3)
+    first, second = op(q), op(q)
+    first.square().sum().backward()
+    torch.manual_seed(3)
+    again = checkpoint(op, q, use_reentrant=False)
+    expected, q.grad = q.grad, None
+    assert torch.equal(first, again) and not torch.equal(first, second)
+    again.square().sum().backward()
+    assert torch.equal(q.grad, expected)
+
+
+def test_philox_is_the_kernels() -> None:
+    """The published vectors of Philox4x32-10, which csrc/device/philox.h implements too."""
+    from llmjp_ext.ops._support import philox
+
+    ones = torch.tensor(-1)
+    assert [int(w) for w in philox(torch.zeros(2, dtype=torch.int64), torch.tensor(0))] == [
+        0x6627E8D5,
+        0xE169C58D,
+        0xBC57AC4C,
+        0x9B00DBD8,
+    ]
+    assert [int(w) for w in philox(ones.expand(2), ones)] == [
+        0x408F276D,
+        0x41C83B0E,
+        0xA20BC7C6,
+        0x6D5451FD,
+    ]
+
+
+def test_strided_inputs(device: str) -> None:
+    """Slices of one projection, and heads before tokens in memory."""
+    packed = torch.randn(2, 12, 3, 4, 16, device=device, dtype=torch.bfloat16)
+    check(
+        device,
+        torch.bfloat16,
+        (12, 12, 4, 4, 16),
+        {"causal": True},
+        inputs=[packed[:, :, i] for i in range(3)],
+    )
+    heads_first = torch.randn(3, 2, 4, 12, 16, device=device, dtype=torch.bfloat16)
+    check(
+        device,
+        torch.bfloat16,
+        (12, 12, 4, 4, 16),
+        {"softcap": 3.0},
+        inputs=[t.transpose(1, 2) for t in heads_first],
+    )
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 2, 2, 8), (4, 0, 2, 2, 8), (0, 0, 2, 1, 8)], ids=str)
+def test_empty_inputs(device: str, shape: tuple[int, int, int, int, int]) -> None:
+    """No queries give nothing; no keys give rows of 0 and -inf, and gradients of 0."""
+    q, k, v = (t.requires_grad_() for t in tensors(shape, device, torch.bfloat16))
+    out, lse = llmjp_ext.attention(q, k, v, return_lse=True)
+    out.sum().backward()
+    assert out.shape == q.shape and not out.any()
+    assert lse.shape == (2, 2, shape[0]) and bool((lse == -math.inf).all())
+    assert not any(t.grad.any() for t in (q, k, v))
+    none = torch.zeros(0, 3, 2, 8, device=device, dtype=torch.bfloat16)
+    assert llmjp_ext.attention(none, none, none, causal=True).shape == none.shape
+
+
+def test_opcheck() -> None:
+    """Schema, fake, autograd registration and dynamic AOT dispatch of both ops."""
+    ops = torch.ops.llmjp_ext
+    shape = (5, 9, 4, 2, 8)
+    for case in ({}, {"softcap": 1.0}, {"seqlens": lengths(9, 3)}, {"p": 0.2}):
+        q, k, v = tensors(shape, "cpu", torch.bfloat16 if "p" in case else torch.float32)
+        state = torch.tensor([5, 6]) if "p" in case else None
+        masks = (None, None, case.get("seqlens"), state)
+        numbers = (None, -1, 0, case.get("softcap", 0.0), case.get("p", 0.0))
+        torch.library.opcheck(ops.attention_fwd, (q, k, v, *masks, *numbers))
+        out, lse = ops.attention_fwd(q, k, v, *masks, *numbers)
+        dlse = torch.randn_like(lse) if "softcap" in case else None
+        arguments = (torch.randn_like(out), dlse, q, k, v, out, lse, *masks, *numbers)
+        torch.library.opcheck(ops.attention_bwd, arguments)
+
+
+def test_compiles_whole_without_recompiling() -> None:
+    """No graph break, and one graph for three lengths."""
+    counter = torch._dynamo.testing.CompileCounter()
+
+    @torch.compile(fullgraph=True, dynamic=True, backend=counter)
+    def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out, lse = llmjp_ext.attention(q, k, v, causal=True, return_lse=True)
+        return llmjp_ext.attention(out, k, v, window=(3, 0)) * lse.transpose(1, 2)[..., None]
+
+    for length in (3, 5, 9):
+        q, k, v = tensors((length, length, 4, 2, 16), "cpu", torch.float32)
+        q.requires_grad_()
+        out, lse = llmjp_ext.attention(q, k, v, causal=True, return_lse=True)
+        expected = llmjp_ext.attention(out, k, v, window=(3, 0)) * lse.transpose(1, 2)[..., None]
+        assert torch.allclose(function(q, k, v), expected)
+    assert counter.frame_count == 1, "recompiled for another length"
+
+
+@pytest.mark.parametrize("options", [{"causal": True}, {"softcap": 2.0, "window": (2, 1)}], ids=str)
+def test_compiled_gradients_are_eager_ones(options: dict[str, object]) -> None:
+    """Through AOT autograd, with the fakes' shapes standing in for the kernels'."""
+
+    def op(*inputs: Tensor):
+        return llmjp_ext.attention(*inputs, **options, return_lse=True)
+
+    inputs = tensors((6, 8, 4, 2, 16), "cpu", torch.float32)
+    dout, dlse = torch.randn_like(inputs[0]), torch.randn(2, 4, 6)
+    compiled = torch.compile(op, fullgraph=True, dynamic=True, backend="aot_eager")
+    for a, b in zip(run(op, inputs, dout, dlse), run(compiled, inputs, dout, dlse), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_compiled_dropout_runs() -> None:
+    """The draw of seed and offset is part of the graph; backward uses the same mask."""
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return llmjp_ext.attention(q, k, v, dropout_p=0.5)
+
+    q, k = tensors((8, 8, 2, 2, 16), "cpu", torch.float32)[:2]
+    v = torch.ones_like(k, requires_grad=True)
+    out = function(q, k, v)
+    out.sum().backward()
+    # With v of ones, out is the sum of a row's kept probabilities, as is the gradient of v's row.
+    kept, seen_by_v = float(out.detach().sum()), float(v.grad.sum())
+    assert kept > 0 and math.isclose(kept, seen_by_v, rel_tol=1e-4)
+
+
+def test_autocast_casts_all(device: str) -> None:
+    """q, k and v of different dtypes become autocast's; gradients keep their leaves' dtype."""
+    q, k, v = tensors((6, 6, 2, 2, 16), device, torch.float32)
+    q.requires_grad_()
+    with torch.autocast(device, dtype=torch.bfloat16):
+        out = llmjp_ext.attention(q, k.bfloat16(), v, softcap=5.0)
+    expected = llmjp_ext.attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), softcap=5.0)
+    assert out.dtype == torch.bfloat16 and torch.equal(out, expected)
+    out.float().sum().backward()
+    assert q.grad.dtype == torch.float32
+
+
+def test_repeats_bit_for_bit() -> None:
+    inputs = tensors((65, 65, 4, 2, 32), "cpu", torch.float32)
+    dout = torch.randn_like(inputs[0])
+
+    def op(*leaves: Tensor):
+        return llmjp_ext.attention(*leaves, causal=True, return_lse=True)
+
+    for a, b in zip(run(op, inputs, dout, None), run(op, inputs, dout, None), strict=True):
+        assert torch.equal(a, b)
+
+
+def good(**other: Tensor) -> dict[str, Tensor]:
+    return {"q": torch.ones(2, 3, 4, 8), "k": torch.ones(2, 5, 2, 8), **other}
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "error", "words"),
+    [
+        (good(q=torch.ones(2, 3, 4, 8).double()), {}, TypeError, "float16 or bfloat16, got.*64"),
+        (good(q=torch.ones(3, 4, 8)), {}, ValueError, r"tokens, heads, head_dim\], got.*\[3, 4, 8"),
+        (good(k=torch.ones(2, 5, 2, 8).half()), {}, TypeError, "k must have q's dtype"),
+        (good(v=torch.ones(2, 5, 2, 8).half()), {}, TypeError, "v must have q's dtype"),
+        (good(k=torch.ones(1, 5, 2, 8)), {}, ValueError, r"k must have shape \[2, keys"),
+        (good(k=torch.ones(2, 5, 2, 9)), {}, ValueError, r"kv_heads, 8\].*got \[2, 5, 2, 9"),
+        (good(v=torch.ones(2, 6, 2, 8)), {}, ValueError, r"one shape.*\[2, 6, 2, 8\]"),
+        (good(k=torch.ones(2, 5, 3, 8)), {}, ValueError, "multiple of k's, got 4 and 3"),
+        (good(k=torch.ones(2, 5, 2, 8, device="meta")), {}, ValueError, "device cpu, got meta"),
+        (good(), {"window": (-2, 0)}, ValueError, r"at least -1, got \(-2, 0\)"),
+        (good(), {"softcap": -1.0}, ValueError, "softcap must not be negative, got -1.0"),
+        (good(), {"dropout_p": 1.0}, ValueError, "dropout_p must be.*below 1, got 1.0"),
+        (good(), {"alibi_slopes": torch.ones(3)}, ValueError, r"\[4\] or \[2, 4\], got \[3\]"),
+        (good(), {"alibi_slopes": torch.ones(4).half()}, TypeError, "must be float32"),
+        (good(), {"starts_k": torch.ones(2)}, TypeError, "starts_k must be int32, got"),
+        (good(), {"seqlens_k": lengths(1)}, ValueError, r"seqlens_k must have shape \[2\].*\[1\]"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_errors_name_what_was_given(given, options, error, words) -> None:
+    v = given.get("v", given["k"])
+    with pytest.raises(error, match=words):
+        llmjp_ext.attention(given["q"], given["k"], v, **options)
