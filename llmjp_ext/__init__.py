@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from llmjp_ext import nn as nn
     from llmjp_ext import reference as reference
     from llmjp_ext.ops.attention import attention as attention
+    from llmjp_ext.ops.bias_gelu import bias_gelu as bias_gelu
     from llmjp_ext.ops.layer_norm import layer_norm as layer_norm
     from llmjp_ext.tokenizer import Tokenizer as Tokenizer
 
 _HOME_OF_NAME = {
     "Tokenizer": "llmjp_ext.tokenizer",
     "attention": "llmjp_ext.ops.attention",
+    "bias_gelu": "llmjp_ext.ops.bias_gelu",
     "layer_norm": "llmjp_ext.ops.layer_norm",
 }
 _SUBMODULES = ("nn", "reference")
@@ -28,6 +30,7 @@ __all__ = [
     "Tokenizer",
     "__version__",
     "attention",
+    "bias_gelu",
     "layer_norm",
     "nn",
     "reference",

@@ -37,4 +37,12 @@ LLMJP_LIBRARY(LLMJP_NAMESPACE, library) {
       "lse, Tensor? alibi_slopes, Tensor? starts_k, Tensor? seqlens_k, Tensor? random_state, "
       "float? scale, int window_left, int window_right, float softcap, float dropout_p)"
       " -> (Tensor dq, Tensor dk, Tensor dv)");
+
+  // y = GELU(x + bias); approximate is "none" (erf) or "tanh".
+  library.def("bias_gelu_fwd(Tensor x, Tensor? bias, str approximate) -> Tensor");
+
+  // dbias is empty without a bias.
+  library.def(
+      "bias_gelu_bwd(Tensor dy, Tensor x, Tensor? bias, str approximate)"
+      " -> (Tensor dx, Tensor dbias)");
 }

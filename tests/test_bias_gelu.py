@@ -1,0 +1,175 @@
+"""bias_gelu on every backend that implements it: values, gradients, tracing, errors.
+
+Values and gradients follow the numerics rule of llmjp_ext.testing; failures print the seed.
+"""
+
+import pytest
+import torch
+import torch._dynamo.testing
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+import llmjp_ext
+from llmjp_ext.reference import bias_gelu as reference
+from llmjp_ext.testing import GRADIENT_FACTOR, assert_accurate
+
+FLOATS = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """The op has no CUDA kernel yet, so nothing of it runs simulated."""
+    return request.param
+
+
+def plain(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
+    """What a PyTorch user writes without the op, in x's dtype."""
+    return F.gelu(x if bias is None else x + bias.to(x.dtype), approximate=approximate)
+
+
+def op(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
+    return llmjp_ext.bias_gelu(x, bias, approximate=approximate)
+
+
+def truth(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
+    return reference.bias_gelu(x, bias, approximate=approximate)
+
+
+def run(function, x: Tensor, bias: Tensor | None, approximate: str, dy: Tensor) -> list[Tensor]:
+    """y and the gradients of x and bias."""
+    leaves = [None if t is None else t.detach().requires_grad_() for t in (x, bias)]
+    y = function(*leaves, approximate)
+    y.backward(dy.to(y.dtype))
+    return [y.detach(), *(leaf.grad for leaf in leaves if leaf is not None)]
+
+
+def check(x: Tensor, bias: Tensor | None, approximate: str) -> None:
+    dy = torch.randn_like(x)
+    actual = run(op, x, bias, approximate, dy)
+    baseline = run(plain, x, bias, approximate, dy)
+    wide = None if bias is None else bias.double()
+    exact = run(truth, x.double(), wide, approximate, dy)
+    assert actual[0].is_contiguous() and actual[0].dtype == x.dtype
+    for name, a, e, b in zip(("y", "dx", "dbias"), actual, exact, baseline, strict=False):
+        factor = GRADIENT_FACTOR if name.startswith("d") else 2.0
+        what = f"{name} of {list(x.shape)}, {approximate}"
+        assert_accurate(a, e, b, factor=factor, what=what)
+    if bias is not None:
+        assert actual[2].dtype == bias.dtype
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no bias"])
+def test_values_and_gradients(
+    device: str, with_bias: bool, approximate: str, dtype: torch.dtype
+) -> None:
+    """Both functions in each dtype, over widths odd and even and values in all parts of GELU."""
+    for shape in ((3, 1), (5, 7, 33), (64, 256), (1, 1023)):
+        x = (torch.randn(shape) * 3).to(device, dtype)
+        bias = torch.randn(shape[-1]).to(device, dtype) if with_bias else None
+        check(x, bias, approximate)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_float32_bias_beside_16_bit_rows(device: str, dtype: torch.dtype) -> None:
+    """Parameters kept in float32, as under autocast."""
+    check(torch.randn(37, 48).to(device, dtype), torch.randn(48, device=device), "tanh")
+
+
+def test_the_sum_is_not_rounded(device: str) -> None:
+    """x + bias is 0.5, which a bias rounded to bfloat16 (256) would make 0."""
+    x = torch.full((1, 8), -256.0, device=device, dtype=torch.bfloat16)
+    bias = torch.full((8,), 256.5, device=device)
+    y = llmjp_ext.bias_gelu(x, bias)
+    assert torch.equal(y, F.gelu(torch.full_like(y, 0.5)))
+
+
+def test_strided_inputs(device: str) -> None:
+    """A slice of columns, swapped leading dimensions, and a bias taken apart."""
+    wide = torch.randn(4, 6, 50, device=device, dtype=torch.bfloat16)
+    bias = torch.randn(64, device=device, dtype=torch.bfloat16)
+    check(wide[..., 5:37], bias[::2], "none")
+    check(wide.transpose(0, 1), None, "none")
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (4, 0), (2, 0, 3)], ids=str)
+def test_empty_inputs(device: str, shape: tuple[int, ...]) -> None:
+    """Nothing in, nothing out; the bias' gradient is the empty sum."""
+    x = torch.ones(shape, device=device, requires_grad=True)
+    bias = torch.ones(shape[-1], device=device, requires_grad=True)
+    y = llmjp_ext.bias_gelu(x, bias)
+    y.sum().backward()
+    assert y.shape == x.grad.shape == shape and not bias.grad.any()
+
+
+def test_opcheck() -> None:
+    """Schema, fake, autograd registration and dynamic AOT dispatch of both ops."""
+    ops = torch.ops.llmjp_ext
+    x, bias = torch.randn(2, 5, 24).transpose(0, 1), torch.randn(24)
+    for function, arguments in (
+        (ops.bias_gelu_fwd, (x, bias, "none")),
+        (ops.bias_gelu_fwd, (x.bfloat16(), None, "tanh")),
+        (ops.bias_gelu_fwd, (x[:0], bias, "tanh")),
+        (ops.bias_gelu_bwd, (torch.ones(()).expand(x.shape), x, bias, "none")),
+        (ops.bias_gelu_bwd, (x, x.half(), None, "tanh")),
+    ):
+        torch.library.opcheck(function, arguments)
+
+
+def test_compiles_whole_without_recompiling() -> None:
+    """No graph break, and one graph for three lengths."""
+    counter = torch._dynamo.testing.CompileCounter()
+    bias = torch.randn(32, requires_grad=True)
+    compiled = torch.compile(op, fullgraph=True, dynamic=True, backend=counter)
+    for length in (3, 5, 9):
+        x = torch.randn(2, length, 32)
+        assert torch.equal(compiled(x, bias, "tanh"), op(x, bias, "tanh"))
+    assert counter.frame_count == 1, "recompiled for another length"
+
+
+def test_compiled_gradients_are_eager_ones() -> None:
+    """Through AOT autograd, with the fakes' shapes standing in for the kernels'."""
+    compiled = torch.compile(op, fullgraph=True, dynamic=True, backend="aot_eager")
+    for bias in (torch.randn(32), None):
+        arguments = (torch.randn(4, 32), bias, "none", torch.randn(4, 32))
+        for a, b in zip(run(op, *arguments), run(compiled, *arguments), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_autocast_keeps_the_dtype(device: str) -> None:
+    """bfloat16 activations beside a float32 bias stay bfloat16; the bias' gradient is float32."""
+    x = torch.randn(4, 32, device=device, dtype=torch.bfloat16, requires_grad=True)
+    bias = torch.zeros(32, device=device, requires_grad=True)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        y = llmjp_ext.bias_gelu(x, bias)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert x.grad.dtype == torch.bfloat16 and bias.grad.dtype == torch.float32
+
+
+def test_activation_checkpointing(device: str) -> None:
+    x = torch.randn(4, 32, device=device, requires_grad=True)
+    bias = torch.randn(32, device=device, requires_grad=True)
+    expected = torch.autograd.grad(op(x, bias, "none").square().sum(), (x, bias))
+    y = checkpoint(op, x, bias, "none", use_reentrant=False)
+    for a, b in zip(torch.autograd.grad(y.square().sum(), (x, bias)), expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("x", "bias", "approximate", "error", "words"),
+    [
+        (torch.ones(2, 8).double(), None, "none", TypeError, "float16 or bfloat16, got.*float64"),
+        (torch.tensor(1.0), None, "none", ValueError, "at least one dimension"),
+        (torch.ones(2, 8), None, "erf", ValueError, "'none' or 'tanh', got 'erf'"),
+        (torch.ones(2, 8), torch.ones(7), "none", ValueError, r"\[8\].*got \[7\]"),
+        (torch.ones(2, 8), torch.ones(8).half(), "none", TypeError, "bias must be torch.float32"),
+        (torch.ones(2, 8), torch.ones(8, device="meta"), "none", ValueError, "cpu, got meta"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_errors_name_what_was_given(x, bias, approximate, error, words) -> None:
+    with pytest.raises(error, match=words):
+        llmjp_ext.bias_gelu(x, bias, approximate=approximate)
