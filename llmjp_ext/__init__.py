@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from llmjp_ext import reference as reference
     from llmjp_ext.ops.attention import attention as attention
     from llmjp_ext.ops.bias_gelu import bias_gelu as bias_gelu
+    from llmjp_ext.ops.cross_entropy import cross_entropy as cross_entropy
     from llmjp_ext.ops.layer_norm import layer_norm as layer_norm
     from llmjp_ext.tokenizer import Tokenizer as Tokenizer
 
@@ -22,6 +23,7 @@ _HOME_OF_NAME = {
     "Tokenizer": "llmjp_ext.tokenizer",
     "attention": "llmjp_ext.ops.attention",
     "bias_gelu": "llmjp_ext.ops.bias_gelu",
+    "cross_entropy": "llmjp_ext.ops.cross_entropy",
     "layer_norm": "llmjp_ext.ops.layer_norm",
 }
 _SUBMODULES = ("nn", "reference")
@@ -31,6 +33,7 @@ __all__ = [
     "__version__",
     "attention",
     "bias_gelu",
+    "cross_entropy",
     "layer_norm",
     "nn",
     "reference",

@@ -45,4 +45,23 @@ LLMJP_LIBRARY(LLMJP_NAMESPACE, library) {
   library.def(
       "bias_gelu_bwd(Tensor dy, Tensor x, Tensor? bias, str approximate)"
       " -> (Tensor dx, Tensor dbias)");
+
+  // loss, largest and log_sum are fp32 of targets' shape; the log-sum-exp of a row is kept as its
+  // largest logit and the rest, which loses less than the sum. Classes from valid_vocab on have no
+  // probability.
+  library.def(
+      "cross_entropy_fwd(Tensor logits, Tensor targets, int ignore_index, float label_smoothing, "
+      "float z_loss, SymInt? valid_vocab)"
+      " -> (Tensor loss, Tensor largest, Tensor log_sum)");
+
+  library.def(
+      "cross_entropy_bwd(Tensor dloss, Tensor logits, Tensor targets, Tensor largest, Tensor "
+      "log_sum, int ignore_index, float label_smoothing, float z_loss, SymInt? valid_vocab)"
+      " -> Tensor");
+
+  // The same, the gradient written over the logits.
+  library.def(
+      "cross_entropy_bwd_inplace(Tensor dloss, Tensor(a!) logits, Tensor targets, Tensor largest, "
+      "Tensor log_sum, int ignore_index, float label_smoothing, float z_loss, SymInt? valid_vocab)"
+      " -> ()");
 }

@@ -1,0 +1,340 @@
+"""cross_entropy: the loss of logits over a vocabulary, without a float32 copy of them.
+
+Forward keeps the log-sum-exp of each row; backward computes the probabilities again from it, and
+can write the gradient over the logits.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from llmjp_ext import _library
+from llmjp_ext.ops._support import FLOAT_NAMES, FLOATS, needs_grad, without_autocast
+
+# Logits that the PyTorch implementation holds in float32 at a time: 16 MiB. Smaller chunks make
+# more parallel regions, which cost where other processes want the cores.
+_LOGITS_OF_CHUNK = 1 << 22
+
+_REDUCTIONS = ("mean", "sum", "none")
+
+
+@overload
+def cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    ignore_index: int = ...,
+    label_smoothing: float = ...,
+    z_loss: float = ...,
+    valid_vocab: int | None = ...,
+    inplace_backward: bool = ...,
+    reduction: str = ...,
+    return_z_loss: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    ignore_index: int = ...,
+    label_smoothing: float = ...,
+    z_loss: float = ...,
+    valid_vocab: int | None = ...,
+    inplace_backward: bool = ...,
+    reduction: str = ...,
+    return_z_loss: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
+def cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    valid_vocab: int | None = None,
+    inplace_backward: bool = False,
+    reduction: str = "mean",
+    return_z_loss: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Cross-entropy of logits and class ids, with an optional z-loss as a part of it.
+
+    A row's loss is lse - (1 - s) * logit[target] - s * mean(logits) + z_loss * lse², with
+    lse = log(sum(exp(logits))), s = label_smoothing, all in float32 and over the valid classes.
+    Differentiable once in logits.
+
+    Args:
+        logits: [..., vocab], float32, float16 or bfloat16.
+        targets: int64 [...], class ids below valid_vocab, or ignore_index.
+        ignore_index: rows with this target have loss 0 and gradient 0.
+        label_smoothing: share of the probability that is spread over all valid classes, in [0, 1].
+        z_loss: weight of lse², at least 0; keeps the logits from drifting.
+        valid_vocab: ids from here on are padding of the vocabulary: no probability, gradient 0.
+            None means all are valid.
+        inplace_backward: backward writes the gradient over the logits, which saves as much memory;
+            only for logits that nothing else reads, as right behind a linear layer. A second
+            backward then raises. Compiled graphs plan their memory themselves and ignore it.
+        reduction: "mean" over the rows that are not ignored (NaN where there is none), "sum", or
+            "none".
+        return_z_loss: also return the z-loss part, reduced the same way, for logging; it has no
+            gradient of its own.
+
+    Returns:
+        The loss, float32: a scalar, or targets' shape for "none"; with return_z_loss (loss, z).
+
+    Raises:
+        TypeError: for a dtype that is not supported.
+        ValueError: for shapes, devices or numbers that do not fit and, on the CPU, for a target
+            that is no valid class.
+
+    Source: label smoothing: Szegedy et al., arXiv 1512.00567; z-loss: Chowdhery et al. (PaLM),
+    arXiv 2204.02311.
+    """
+    _check(logits, targets, label_smoothing, z_loss, valid_vocab, reduction)
+    arguments = (logits, targets, ignore_index, label_smoothing, z_loss, valid_vocab)
+    if needs_grad(logits):
+        inplace = inplace_backward and not torch.compiler.is_compiling()
+        loss, largest, log_sum = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
+            *arguments, inplace
+        )
+    else:
+        loss, largest, log_sum = _library.ops.cross_entropy_fwd(*arguments)
+    counted = targets != ignore_index
+    reduced = _reduce(loss, counted, reduction)
+    if not return_z_loss:
+        return reduced
+    z = (z_loss * (largest + log_sum).square()).masked_fill(~counted, 0.0)
+    return reduced, _reduce(z, counted, reduction)
+
+
+def _reduce(values: Tensor, counted: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return values
+    return values.sum() / counted.sum() if reduction == "mean" else values.sum()
+
+
+def _check(
+    logits: Tensor,
+    targets: Tensor,
+    label_smoothing: float,
+    z_loss: float,
+    valid_vocab: int | None,
+    reduction: str,
+) -> None:
+    if logits.dtype not in FLOATS:
+        raise TypeError(f"cross_entropy: logits must be {FLOAT_NAMES}, got {logits.dtype}.")
+    if targets.dtype != torch.int64:
+        raise TypeError(f"cross_entropy: targets must be int64 class ids, got {targets.dtype}.")
+    if logits.ndim == 0 or logits.shape[:-1] != targets.shape:
+        raise ValueError(
+            f"cross_entropy: logits must be targets' shape {list(targets.shape)} and a last "
+            f"dimension of classes, got {list(logits.shape)}."
+        )
+    if targets.device != logits.device:
+        raise ValueError(
+            f"cross_entropy: targets must be on logits' device {logits.device}, "
+            f"got {targets.device}."
+        )
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(
+            f"cross_entropy: label_smoothing must be in [0, 1], got {label_smoothing}."
+        )
+    if not z_loss >= 0.0:
+        raise ValueError(f"cross_entropy: z_loss must not be negative, got {z_loss}.")
+    if valid_vocab is not None and not 1 <= valid_vocab <= logits.shape[-1]:
+        raise ValueError(
+            f"cross_entropy: valid_vocab must be from 1 to {logits.shape[-1]}, the classes of "
+            f"logits, got {valid_vocab}."
+        )
+    if reduction not in _REDUCTIONS:
+        raise ValueError(
+            f"cross_entropy: reduction must be 'mean', 'sum' or 'none', got {reduction!r}."
+        )
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        targets: Tensor,
+        ignore_index: int,
+        label_smoothing: float,
+        z_loss: float,
+        valid_vocab: int | None,
+        inplace: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        options = (ignore_index, label_smoothing, z_loss, valid_vocab)
+        loss, largest, log_sum = _library.ops.cross_entropy_fwd(logits, targets, *options)
+        ctx.save_for_backward(logits, targets, largest, log_sum)
+        ctx.options = options
+        ctx.inplace = inplace
+        ctx.mark_non_differentiable(largest, log_sum)
+        return loss, largest, log_sum
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        logits, *others = ctx.saved_tensors
+        arguments = (dloss, logits, *others, *ctx.options)
+        if ctx.inplace:
+            _library.ops.cross_entropy_bwd_inplace(*arguments)
+            dlogits = logits.detach()
+        else:
+            dlogits = _library.ops.cross_entropy_bwd(*arguments)
+        return dlogits, *(None,) * 6
+
+
+def _fake_fwd(logits: Tensor, targets: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    loss, largest, log_sum = (
+        logits.new_empty(targets.shape, dtype=torch.float32) for _ in range(3)
+    )
+    return loss, largest, log_sum
+
+
+def _fake_bwd(dloss: Tensor, logits: Tensor, *_: Any) -> Tensor:
+    return logits.new_empty(logits.shape)
+
+
+def _fake_bwd_inplace(dloss: Tensor, logits: Tensor, *_: Any) -> None:
+    return None
+
+
+def _chunks(rows_first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views of chunks of rows of all tensors, [..., vocab] like the first or [...]."""
+    vocab = rows_first.shape[-1]
+    if rows_first.ndim > 2 and not _is_flat(rows_first):
+        # Sliced logits, as logits[:, :-1], would be copied whole to become [rows, vocab].
+        for parts in zip(rows_first, *others, strict=True):
+            yield from _chunks(*parts)
+        return
+    flat = [
+        t.reshape(-1, vocab) if t.ndim == rows_first.ndim else t.reshape(-1)
+        for t in (rows_first, *others)
+    ]
+    rows = max(1, _LOGITS_OF_CHUNK // max(1, vocab))
+    yield from zip(*(t.split(rows) for t in flat), strict=True)
+
+
+def _work_space(logits: Tensor, classes: int) -> Tensor:
+    """Room for the float32 of the largest chunk: fresh memory costs more than arithmetic."""
+    rows = min(math.prod(logits.shape[:-1]), max(1, _LOGITS_OF_CHUNK // logits.shape[-1]))
+    return logits.new_empty((rows * classes,), dtype=torch.float32)
+
+
+def _rows_of(work: Tensor, x: Tensor, classes: int) -> Tensor:
+    return work[: x.shape[0] * classes].view(x.shape[0], classes)
+
+
+def _is_flat(x: Tensor) -> bool:
+    """Whether [..., vocab] is a [rows, vocab] in memory."""
+    return all(
+        x.shape[i] == 1 or x.stride(i) == x.stride(i + 1) * x.shape[i + 1]
+        for i in range(x.ndim - 2)
+    )
+
+
+def _check_targets(targets: Tensor, ignore_index: int, classes: int) -> None:
+    if targets.device.type != "cpu":
+        return
+    wrong = (targets != ignore_index) & ((targets < 0) | (targets >= classes))
+    if bool(wrong.any()):
+        raise ValueError(
+            f"cross_entropy: targets must be from 0 to {classes - 1} or ignore_index "
+            f"{ignore_index}, got {int(targets[wrong][0])}."
+        )
+
+
+@without_autocast
+def _torch_fwd(
+    logits: Tensor,
+    targets: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    valid_vocab: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    classes = logits.shape[-1] if valid_vocab is None else valid_vocab
+    _check_targets(targets, ignore_index, classes)
+    results = _fake_fwd(logits, targets)
+    if targets.numel() == 0:
+        return results
+    work = _work_space(logits, classes)
+    for x, target, loss_rows, largest_rows, log_sum_rows in _chunks(logits, targets, *results):
+        largest = x[:, :classes].amax(-1).float()
+        x = torch.sub(x[:, :classes], largest[:, None], out=_rows_of(work, x, classes))
+        ignored = target == ignore_index
+        picked = x.gather(1, target.masked_fill(ignored, 0)[:, None])[:, 0]
+        mean = x.mean(-1) if label_smoothing > 0 else 0.0
+        log_sum = x.exp_().sum(-1).log()
+        # Relative to the largest logit, since lse - logit would cancel where the loss is small.
+        value = log_sum - picked
+        if label_smoothing > 0:
+            value = value + label_smoothing * (picked - mean)
+        if z_loss > 0:
+            value = value + z_loss * (largest + log_sum).square()
+        loss_rows.copy_(value.masked_fill_(ignored, 0.0))
+        largest_rows.copy_(largest)
+        log_sum_rows.copy_(log_sum)
+    return results
+
+
+@without_autocast
+def _write_gradient(
+    dlogits: Tensor,
+    dloss: Tensor,
+    logits: Tensor,
+    targets: Tensor,
+    largest: Tensor,
+    log_sum: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    valid_vocab: int | None,
+) -> None:
+    """The gradient of logits into dlogits, which may be logits itself."""
+    if targets.numel() == 0:
+        return
+    classes = logits.shape[-1] if valid_vocab is None else valid_vocab
+    work = _work_space(logits, classes)
+    rows = (logits, dlogits, targets, largest, log_sum, dloss.expand_as(log_sum))
+    for x, dx, target, chunk_largest, chunk_log_sum, g in _chunks(*rows):
+        ignored = target == ignore_index
+        g = g.float().masked_fill(ignored, 0.0)[:, None]
+        m, s = chunk_largest[:, None], chunk_log_sum[:, None]
+        gradient = torch.sub(x[:, :classes], m, out=_rows_of(work, x, classes)).sub_(s).exp_()
+        gradient *= g * (1.0 + 2.0 * z_loss * (m + s))
+        if label_smoothing > 0:
+            gradient -= g * (label_smoothing / classes)
+        place = target.masked_fill(ignored, 0)[:, None]
+        gradient.scatter_add_(1, place, g * (label_smoothing - 1.0))
+        # Also where logits that nobody looks at are NaN or infinite.
+        gradient.masked_fill_(ignored[:, None], 0.0)
+        dx[:, :classes] = gradient
+        dx[:, classes:] = 0.0
+
+
+def _torch_bwd(dloss: Tensor, logits: Tensor, *arguments: Any) -> Tensor:
+    dlogits = logits.new_empty(logits.shape)
+    _write_gradient(dlogits, dloss, logits, *arguments)
+    return dlogits
+
+
+def _torch_bwd_inplace(dloss: Tensor, logits: Tensor, *arguments: Any) -> None:
+    _write_gradient(logits, dloss, logits, *arguments)
+
+
+for _name, _torch, _fake in (
+    ("cross_entropy_fwd", _torch_fwd, _fake_fwd),
+    ("cross_entropy_bwd", _torch_bwd, _fake_bwd),
+    ("cross_entropy_bwd_inplace", _torch_bwd_inplace, _fake_bwd_inplace),
+):
+    _library.register_implementation(_name, _torch)
+    torch.library.register_fake(f"{_library.NAMESPACE}::{_name}", _fake)
