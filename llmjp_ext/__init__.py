@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llmjp_ext import nn as nn
     from llmjp_ext import reference as reference
     from llmjp_ext.ops.attention import attention as attention
+    from llmjp_ext.ops.attention_decode import attention_decode as attention_decode
     from llmjp_ext.ops.bias_gelu import bias_gelu as bias_gelu
     from llmjp_ext.ops.cross_entropy import cross_entropy as cross_entropy
     from llmjp_ext.ops.layer_norm import layer_norm as layer_norm
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _HOME_OF_NAME = {
     "Tokenizer": "llmjp_ext.tokenizer",
     "attention": "llmjp_ext.ops.attention",
+    "attention_decode": "llmjp_ext.ops.attention_decode",
     "bias_gelu": "llmjp_ext.ops.bias_gelu",
     "cross_entropy": "llmjp_ext.ops.cross_entropy",
     "layer_norm": "llmjp_ext.ops.layer_norm",
@@ -32,6 +34,7 @@ __all__ = [
     "Tokenizer",
     "__version__",
     "attention",
+    "attention_decode",
     "bias_gelu",
     "cross_entropy",
     "layer_norm",

@@ -38,6 +38,13 @@ LLMJP_LIBRARY(LLMJP_NAMESPACE, library) {
       "float? scale, int window_left, int window_right, float softcap, float dropout_p)"
       " -> (Tensor dq, Tensor dk, Tensor dv)");
 
+  // Appends k_new and v_new to the caches, then attention of q over their cache_seqlens + new keys.
+  library.def(
+      "attention_decode(Tensor q, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor cache_seqlens, "
+      "Tensor? k_new, Tensor? v_new, Tensor? block_table, Tensor? alibi_slopes, Tensor? starts_k, "
+      "float? scale, int window_left, float softcap)"
+      " -> (Tensor out, Tensor lse)");
+
   // y = GELU(x + bias); approximate is "none" (erf) or "tanh".
   library.def("bias_gelu_fwd(Tensor x, Tensor? bias, str approximate) -> Tensor");
 
