@@ -71,4 +71,13 @@ LLMJP_LIBRARY(LLMJP_NAMESPACE, library) {
       "cross_entropy_bwd_inplace(Tensor dloss, Tensor(a!) logits, Tensor targets, Tensor largest, "
       "Tensor log_sum, int ignore_index, float label_smoothing, float z_loss, SymInt? valid_vocab)"
       " -> ()");
+
+  // int64 [rows] ids drawn from logits [rows, vocab]. row_options, fp32 [rows, 5], holds a row's
+  // own temperature, top_k, top_p, min_p and repetition_penalty in place of the five numbers.
+  // random_state is missing only where the temperature is the number 0.
+  library.def(
+      "sample(Tensor logits, Tensor? previous, Tensor? random_state, Tensor? row_options, float "
+      "temperature, int top_k, float top_p, float min_p, float repetition_penalty, SymInt? "
+      "valid_vocab)"
+      " -> Tensor");
 }
