@@ -314,7 +314,8 @@ def _write_gradient(
         if label_smoothing > 0:
             gradient -= g * (label_smoothing / classes)
         place = target.masked_fill(ignored, 0)[:, None]
-        gradient.scatter_add_(1, place, g * (label_smoothing - 1.0))
+        wanted = gradient.gather(1, place) - g * (1.0 - label_smoothing)
+        gradient.scatter_(1, place, wanted)
         # Also where logits that nobody looks at are NaN or infinite.
         gradient.masked_fill_(ignored[:, None], 0.0)
         dx[:, :classes] = gradient
