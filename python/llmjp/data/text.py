@@ -81,11 +81,16 @@ def read_documents(path: Path, split: str, field: str) -> Iterator[Document]:
             elif split == "file":
                 text = _decoded(stream.read(), str(path))
                 if text:
-                    yield Document(text, str(path), raw.tell())
+                    yield Document(text, str(path), _position(raw))
             else:
                 yield from _plain_lines(path, stream, raw, join=split == "blank-lines")
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise UserError(f"{path} is not a whole gzip file: {error}") from None
+
+
+def _position(raw: BinaryIO) -> int:
+    """Bytes read so far, for the progress bar; a pipe does not tell."""
+    return raw.tell() if raw.seekable() else 0
 
 
 def _json_lines(
@@ -105,7 +110,7 @@ def _json_lines(
         if not isinstance(text, str):
             raise UserError(f"{place}: field {field!r} is {type(text).__name__}, not a string")
         if text:
-            yield Document(text, place, raw.tell())
+            yield Document(text, place, _position(raw))
 
 
 def _plain_lines(
@@ -118,15 +123,15 @@ def _plain_lines(
         text = _decoded(line, place).removesuffix("\n").removesuffix("\r")
         if not join:
             if text:
-                yield Document(text, place, raw.tell())
+                yield Document(text, place, _position(raw))
         elif text.strip():
             first = first if paragraph else number
             paragraph.append(text)
         elif paragraph:
-            yield Document("\n".join(paragraph), f"{path}:{first}", raw.tell())
+            yield Document("\n".join(paragraph), f"{path}:{first}", _position(raw))
             paragraph = []
     if paragraph:
-        yield Document("\n".join(paragraph), f"{path}:{first}", raw.tell())
+        yield Document("\n".join(paragraph), f"{path}:{first}", _position(raw))
 
 
 def _decoded(data: bytes, place: str) -> str:
