@@ -248,7 +248,8 @@ class GPT(nn.Module):
         logits = self.lm_head(self._hidden(input_ids, cache))
         if labels is None:
             return logits
-        return cross_entropy(logits.flatten(0, 1), labels.flatten())
+        # Nobody else reads these logits: their gradient may take their place.
+        return cross_entropy(logits.flatten(0, 1), labels.flatten(), inplace_backward=True)
 
     def next_logits(self, input_ids: Tensor, cache: KeyValueCache) -> Tensor:
         """Logits [batch, vocab_size] of the token after input_ids [batch, tokens]."""

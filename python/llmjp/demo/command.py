@@ -24,7 +24,7 @@ PROMPTS = ("港の朝は、", "### 指示：", "The bell ", "def ")
 RECORD = "demo.json"
 SEQUENCE, BATCH = 128, 8
 # The work of training, from which the number of steps follows: on two CPU cores some minutes.
-TRAINING_FLOPS = 8e12
+TRAINING_FLOPS = 1.6e13
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -165,7 +165,7 @@ def train(
         *("train", "--data", *prefixes, "--tokenizer", tokenizer, "--output", output / "run"),
         *("--model", "tiny", "--model-set", f"vocab_size={vocabulary}", "--dropout", 0),
         *("--seq-length", SEQUENCE, "--global-batch", BATCH, "--micro-batch", BATCH),
-        *("--steps", steps, "--lr", 4e-3, "--min-lr", 1e-4, "--warmup", max(1, steps // 20)),
+        *("--steps", steps, "--lr", 1e-3, "--min-lr", 2e-5, "--warmup", max(1, steps // 20)),
         *("--save-interval", max(1, steps // 4), "--valid-interval", 0, "--log-interval", 10),
         *("--seed", arguments.seed),
     )
