@@ -101,7 +101,7 @@ class Trainer:
                 while self.done < settings.steps and not stopped:
                     started = time.perf_counter()
                     last = self.done + 1 == settings.steps
-                    logged = (self.done + 1) % settings.log_interval == 0 or last
+                    logged = self.done == 0 or last or (self.done + 1) % settings.log_interval == 0
                     entry = self._step(logged)
                     busy += time.perf_counter() - started
                     counted += 1
