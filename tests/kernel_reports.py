@@ -94,6 +94,11 @@ EXPECTATIONS: dict[str, Expectation] = {
     ),
     # Adds up at most a few hundred partial rows of fp32; a warp reads 32 neighbouring columns.
     "layer_norm_backward_group_sum_kernel": Expectation(),
+    # Four loads on their way at a time and one more for the rest; elements before and behind the
+    # 16-byte chunks of a row are taken one by one.
+    "cross_entropy_forward_kernel": Expectation(wide=lambda kernel: {"LDG": 5}),
+    # The same, each with its store, and a store for rows and columns without a gradient.
+    "cross_entropy_backward_kernel": Expectation(wide=lambda kernel: {"LDG": 5, "STG": 6}),
 }
 
 

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import llmjp_ext
+from llmjp_ext import _library
 from llmjp_ext.ops import cross_entropy as module
 from llmjp_ext.reference import cross_entropy as reference
 from llmjp_ext.testing import GRADIENT_FACTOR, assert_accurate
@@ -36,12 +37,6 @@ CASES = {
         "reduction": "none",
     },
 }
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> str:
-    """The op has no CUDA kernel yet, so nothing of it runs simulated."""
-    return request.param
 
 
 def plain(logits: Tensor, targets: Tensor, **options) -> tuple[Tensor, Tensor]:
@@ -123,6 +118,119 @@ def test_many_chunks(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> Non
     """Rows that do not fill their last chunk."""
     monkeypatch.setattr(module, "_LOGITS_OF_CHUNK", 3 * 101)
     check(torch.randn(10, 101).to(dtype), torch.randint(0, 101, (10,)), label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_rows_of_every_alignment_and_length(device: str, dtype: torch.dtype) -> None:
+    """Rows shorter than 16 bytes, of whole and of broken 16 bytes, and for either size of block.
+
+    Odd widths put rows at every place against 16 bytes. valid_vocab ends within the unaligned
+    start of some rows, within their 16-byte chunks or within what is left behind these.
+    """
+    check(torch.randn(9, 1).to(device, dtype), torch.zeros(9, dtype=torch.int64, device=device))
+    widths = (2, 7, 8, 9, 33, 1024, 4099, 9001)
+    for vocab, valid in [(width, width) for width in widths] + [(37, 3), (37, 30), (4099, 4090)]:
+        logits = (torch.randn(9, vocab) * 3).to(device, dtype)
+        targets = torch.randint(0, valid, (9,)).to(device)
+        targets[4] = -100
+        check(logits, targets, label_smoothing=0.1, valid_vocab=valid, reduction="none")
+
+
+def test_gradient_aligned_unlike_the_logits(device: str) -> None:
+    """Slices of rows of an odd width: no 16 bytes begin at the same column in both."""
+    for dtype in FLOATS:
+        wide = torch.randn(3, 5, 1025, device=device).to(dtype)
+        targets = torch.randint(0, 1025, (3, 4), device=device)
+        check(wide[:, :-1], targets, z_loss=1e-3)
+        check(wide[..., 1:], torch.randint(0, 1024, (3, 5), device=device), z_loss=1e-3)
+
+
+def test_probabilities_that_vanish(device: str) -> None:
+    """-inf logits have probability 0, also where they fill whole blocks of the row's start."""
+    logits = torch.randn(4, 3000, device=device)
+    logits[0, :2500] = -math.inf
+    logits[1, ::2] = -math.inf
+    logits[2] += 1000.0
+    logits[3, :8] = -math.inf
+    targets, ones = torch.tensor([2999, 1, 5, 2000], device=device), torch.ones(4, device=device)
+    actual, exact, baseline = (
+        run(function, x, targets, ones, reduction="none")
+        for function, x in (
+            (llmjp_ext.cross_entropy, logits),
+            (F.cross_entropy, logits.double()),
+            (F.cross_entropy, logits),
+        )
+    )
+    assert_accurate(actual[0], exact[0], baseline[0], what="loss")
+    assert_accurate(actual[1], exact[1], baseline[1], factor=GRADIENT_FACTOR, what="dlogits")
+
+
+def test_rows_without_a_probability_are_nan(device: str) -> None:
+    """As in torch: all logits -inf, one +inf, or one NaN; the other row stays as it is."""
+    logits = torch.randn(4, 600, device=device)
+    logits[0] = -math.inf
+    logits[1, 300] = math.inf
+    logits[2, 599] = math.nan
+    targets = torch.zeros(4, dtype=torch.int64, device=device)
+    loss, gradient = run(
+        llmjp_ext.cross_entropy, logits, targets, torch.ones(4, device=device), reduction="none"
+    )
+    assert bool(loss[:3].isnan().all()) and bool(loss[3].isfinite())
+    assert bool(gradient[:3].isnan().any(-1).all()) and bool(gradient[3].isfinite().all())
+
+
+def test_kernels_answer_a_wrong_target_with_nan(device: str) -> None:
+    """A kernel cannot raise: the row's loss and gradient are NaN, and no other memory is read."""
+    if _library.ops is torch.ops.llmjp_ext and device == "cpu":
+        pytest.skip("the CPU implementation raises ValueError")
+    logits = torch.randn(5, 40, device=device)
+    targets = torch.tensor([3, 30, -1, 2**60, -(2**60)], device=device)
+    loss, gradient = run(
+        llmjp_ext.cross_entropy,
+        logits,
+        targets,
+        torch.ones(5, device=device),
+        valid_vocab=30,
+        reduction="none",
+    )
+    assert loss.isnan().tolist() == [False, True, True, True, True]
+    assert bool(gradient[1:, :30].isnan().all()) and not gradient[:, 30:].any()
+    assert bool(gradient[0].isfinite().all())
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_inplace_backward_of_strided_logits(device: str, copied: bool) -> None:
+    """Into a slice with two row strides, and where rows are columns of what lies in memory."""
+    wide = torch.randn(3, 6, 24, device=device)
+    logits = wide.transpose(1, 2) if copied else wide[:, :-1]
+    targets = torch.randint(0, 5, logits.shape[:-1], device=device)
+    ops, options = _library.ops, (-100, 0.1, 1e-3, None)
+    loss, *statistics = ops.cross_entropy_fwd(logits, targets, *options)
+    arguments = (torch.randn_like(loss), logits, targets, *statistics, *options)
+    expected = ops.cross_entropy_bwd(*arguments)
+    last = wide[:, -1].clone()
+    ops.cross_entropy_bwd_inplace(*arguments)
+    assert torch.equal(logits, expected)
+    assert copied or torch.equal(wide[:, -1], last)
+
+
+def test_the_native_op_refuses_what_would_read_beyond_memory(device: str) -> None:
+    """Called past the Python checks, the bindings still guard shapes and dtypes."""
+    if _library.ops is torch.ops.llmjp_ext and device == "cpu":
+        pytest.skip("the CPU implementation is PyTorch, which checks by itself")
+    ops, logits = _library.ops, torch.randn(3, 8, device=device)
+    targets, numbers = torch.zeros(3, dtype=torch.int64, device=device), torch.ones(3).to(device)
+    options = (-100, 0.0, 0.0)
+    with pytest.raises(RuntimeError, match=r"targets must have shape \[3\], got \[2\]"):
+        ops.cross_entropy_fwd(logits, targets[:2], *options, None)
+    with pytest.raises(RuntimeError, match="targets must be int64, got Int"):
+        ops.cross_entropy_fwd(logits, targets.int(), *options, None)
+    with pytest.raises(RuntimeError, match="from 1 to 8, the classes of logits, got 9"):
+        ops.cross_entropy_fwd(logits, targets, *options, 9)
+    with pytest.raises(RuntimeError, match=r"log_sum must have shape \[3\], got \[1\]"):
+        ops.cross_entropy_bwd(numbers, logits, targets, numbers, numbers[:1], *options, None)
+    with pytest.raises(RuntimeError, match="largest must be float32 here, got float16"):
+        ops.cross_entropy_bwd(numbers, logits, targets, numbers.half(), numbers, *options, None)
 
 
 def test_strided_logits(device: str) -> None:

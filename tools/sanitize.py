@@ -28,6 +28,7 @@ MIXED_DTYPES = (
 )
 MIXED_WIDTHS = (1023, 2048, 32768)
 ROWS = 5
+CROSS_ENTROPY_VOCABULARIES = (1, 7, 1000, 1023, 50257, 50688)
 # More rows than a GPU's persistent blocks take at once, at every width of a tile.
 PERSISTENT_ELEMENTS = 1 << 22
 
@@ -80,15 +81,44 @@ def sanitize_layer_norm(device: torch.device) -> int:
     return 2 * 2 * len(few + many)
 
 
+def sanitize_cross_entropy(device: torch.device) -> int:
+    """Both sizes of block, every alignment, padding, ignored and wrong targets, in place or not."""
+    calls = 0
+    for dtype, vocab, inplace in itertools.product(
+        (FLOAT32, FLOAT16, BFLOAT16), CROSS_ENTROPY_VOCABULARIES, (False, True)
+    ):
+        for valid in {vocab, max(1, vocab - 13)}:
+            leaf = torch.randn(9, vocab, device=device, dtype=dtype, requires_grad=True)
+            logits = leaf * 1
+            targets = torch.randint(0, valid, (9,), device=device)
+            targets[3] = -100
+            loss = llmjp_ext.cross_entropy(
+                logits, targets, valid_vocab=valid, z_loss=1e-4, inplace_backward=inplace
+            )
+            loss.backward()
+            expected = torch.nn.functional.cross_entropy(leaf[:, :valid].float(), targets)
+            torch.testing.assert_close(loss, expected, rtol=0.05, atol=0.05)
+            targets[5] = vocab
+            wrong = llmjp_ext.cross_entropy(leaf, targets, label_smoothing=0.1, reduction="none")
+            wrong.sum().backward()
+            assert wrong.isnan().tolist() == [i == 5 for i in range(9)]
+            calls += 4
+    return calls
+
+
 def main() -> int:
     """Runs all kernels; exits with 1 where there is no GPU."""
     if not torch.cuda.is_available():
         print("tools/sanitize.py needs a CUDA GPU; none was found", file=sys.stderr)
         return 1
     torch.manual_seed(0)
-    calls = sanitize_layer_norm(torch.device("cuda"))
-    torch.cuda.synchronize()
-    print(f"layer_norm: {calls} calls")
+    for name, sanitize in (
+        ("layer_norm", sanitize_layer_norm),
+        ("cross_entropy", sanitize_cross_entropy),
+    ):
+        calls = sanitize(torch.device("cuda"))
+        torch.cuda.synchronize()
+        print(f"{name}: {calls} calls")
     return 0
 
 

@@ -92,7 +92,7 @@ def cross_entropy(
     Raises:
         TypeError: for a dtype that is not supported.
         ValueError: for shapes, devices or numbers that do not fit and, on the CPU, for a target
-            that is no valid class.
+            that is no valid class. On CUDA such a row's loss and gradient are NaN instead.
 
     Source: label smoothing: Szegedy et al., arXiv 1512.00567; z-loss: Chowdhery et al. (PaLM),
     arXiv 2204.02311.
@@ -186,6 +186,8 @@ class _CrossEntropy(torch.autograd.Function):
         arguments = (dloss, logits, *others, *ctx.options)
         if ctx.inplace:
             _library.ops.cross_entropy_bwd_inplace(*arguments)
+            # Kernels write past autograd's sight; a second backward must not read what is gone.
+            torch.autograd.graph.increment_version(logits)
             dlogits = logits.detach()
         else:
             dlogits = _library.ops.cross_entropy_bwd(*arguments)
