@@ -65,7 +65,7 @@ def _load() -> None:
 _load()
 
 # What the ops' modules call; testing.simulated_kernels() points it at the simulated kernels.
-ops = torch.ops.llmjp_ext
+ops: Any = torch.ops.llmjp_ext
 
 
 @functools.cache

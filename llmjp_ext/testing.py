@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,17 +76,39 @@ def simulated_library() -> Path:
     return root / "build" / str(sys.implementation.cache_tag) / "simt" / "_ops_simt.so"
 
 
+class _SimulatedOps:
+    """torch.ops.llmjp_ext_simt, with the PyTorch implementations of some ops in between."""
+
+    def __init__(self, in_pytorch: tuple[str, ...]) -> None:
+        self._in_pytorch = in_pytorch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(
+            torch.ops.llmjp_ext if name in self._in_pytorch else torch.ops.llmjp_ext_simt, name
+        )
+
+
 @contextlib.contextmanager
-def simulated_kernels() -> Iterator[None]:
+def simulated_kernels(in_pytorch: tuple[str, ...] = ()) -> Iterator[None]:
     """Within it the ops run the CUDA kernels' source on CPU tensors, each GPU thread a fiber.
 
-    Outputs are allocated full of NaN, so that what a kernel leaves unwritten is seen. Raises
-    ImportError where the test build is missing.
+    Outputs are allocated full of NaN, so that what a kernel leaves unwritten is seen.
+
+    Args:
+        in_pytorch: ops that have no kernel, such as the backward of one that has; their PyTorch
+            implementations run.
+
+    Raises:
+        ImportError: where the test build is missing.
+        ValueError: for an op in_pytorch that does have a kernel.
     """
     _library.load_library(simulated_library())
+    for name in in_pytorch:
+        if torch._C._dispatch_has_kernel_for_dispatch_key(f"llmjp_ext_simt::{name}", "CPU"):
+            raise ValueError(f"{name} has a kernel, which simulated_kernels() would leave out")
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)  # fills new tensors
-    _library.ops = torch.ops.llmjp_ext_simt
+    _library.ops = _SimulatedOps(in_pytorch)
     try:
         yield
     finally:

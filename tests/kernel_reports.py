@@ -43,10 +43,13 @@ class Expectation:
     STG global store, LDGSTS asynchronous copy to shared memory).
     narrow: how many accesses may be smaller than the element chunk, by opcode; chunks are 16 bytes
     of the row's type, so an input half as wide moves 8 bytes at a time. None: not restricted.
+    exact: how many instructions of any width there must be, by opcode (HMMA tensor-core product,
+    LDSM load of matrices from shared memory).
     """
 
     wide: Callable[[Kernel], dict[str, int]] = field(default=lambda kernel: {})
     narrow: Callable[[Kernel], dict[str, int] | None] = field(default=lambda kernel: None)
+    exact: Callable[[Kernel], dict[str, int]] = field(default=lambda kernel: {})
 
 
 def chunk_of(kernel: Kernel) -> int:
@@ -64,6 +67,36 @@ def tile_chunks(kernel: Kernel) -> int:
 def is_scalar(kernel: Kernel) -> bool:
     """Whether this instantiation serves rows that are not 16-byte aligned."""
     return kernel.arguments[-1] == "1"
+
+
+@dataclass(frozen=True)
+class AttentionTile:
+    """The tile of an attention kernel: head dimension, queries, keys, warps, blocks."""
+
+    head_dim: int
+    rows: int
+    keys: int
+    warps: int
+    blocks: int
+
+    @classmethod
+    def of(cls, kernel: Kernel) -> "AttentionTile":
+        """By the template argument ForwardTile<...>."""
+        match = re.fullmatch(r"\w+Tile<([\d, ]+)>", kernel.arguments[1])
+        assert match is not None, f"{kernel}: the second template argument is not a tile"
+        return cls(*(int(number) for number in match[1].split(",")))
+
+    def forward_products(self) -> int:
+        """m16n8k16 products of a warp and a tile of keys: q by k, and as many p by v."""
+        return 2 * (self.rows // self.warps * self.keys * self.head_dim) // (16 * 8 * 16)
+
+    def forward_matrix_loads(self) -> int:
+        """16 x 16 pieces that a warp reads from shared memory: its queries, all of k, all of v."""
+        return (self.rows // self.warps + 2 * self.keys) * self.head_dim // (16 * 16)
+
+    def pieces(self, rows: int) -> int:
+        """16-byte pieces that a thread copies of so many rows."""
+        return rows * self.head_dim // 8 // (32 * self.warps)
 
 
 EXPECTATIONS: dict[str, Expectation] = {
@@ -110,6 +143,18 @@ def find_tool(name: str) -> str | None:
     nvcc = shutil.which("nvcc")
     if nvcc is not None:
         places.append(str(Path(nvcc).resolve().parent))
+    # q and the first k before the loop, v and the next k in it; each operand of a product is read
+    # from shared memory once, and out leaves in whole pieces.
+    "attention_forward_kernel": Expectation(
+        wide=lambda kernel: {
+            "LDGSTS": (tile := AttentionTile.of(kernel)).pieces(tile.rows + 3 * tile.keys),
+            "STG": tile.pieces(tile.rows),
+        },
+        exact=lambda kernel: {
+            "HMMA": AttentionTile.of(kernel).forward_products(),
+            "LDSM": AttentionTile.of(kernel).forward_matrix_loads(),
+        },
+    ),
     namespace = importlib.util.find_spec("nvidia")
     if namespace is not None and namespace.submodule_search_locations is not None:
         for location in namespace.submodule_search_locations:
@@ -261,5 +306,9 @@ def faults_in_code(kernel: Kernel, opcodes: Counter[str]) -> list[str]:
                 faults.append(
                     f"{kernel} has {found} {kind} narrower than {chunk_bits} bits, "
                     f"expected at most {most}"
+    for kind, expected in expectation.exact(kernel).items():
+        found = sum(accesses(opcodes, kind).values())
+        if found != expected:
+            faults.append(f"{kernel} has {found} {kind}, expected {expected}")
                 )
     return faults

@@ -4,6 +4,7 @@ Values and gradients follow the numerics rule of llmjp_ext.testing; failures pri
 """
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,17 +14,28 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import llmjp_ext
+from conftest import BACKENDS
+from llmjp_ext import _library
 from llmjp_ext.ops import _attention_torch
 from llmjp_ext.reference import attention as reference
-from llmjp_ext.testing import GRADIENT_FACTOR, assert_accurate
+from llmjp_ext.testing import GRADIENT_FACTOR, assert_accurate, simulated_kernels
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> str:
-    """The op has no CUDA kernel yet, so nothing of it runs simulated."""
-    return request.param
+@pytest.fixture(params=BACKENDS)
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where the tensors are; simulated, the forward kernel's source runs and PyTorch's backward."""
+    if request.param == "simt":
+        with simulated_kernels(in_pytorch=("attention_bwd",)):
+            yield "cpu"
+    else:
+        yield request.param
+
+
+def runs_kernels(device: str) -> bool:
+    """Whether attention's CUDA kernel serves this device, on a GPU or simulated."""
+    return device == "cuda" or _library.ops is not torch.ops.llmjp_ext
 
 
 def lengths(*values: int) -> Tensor:
@@ -155,10 +167,53 @@ def check(
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("case", CASES)
 def test_values_and_gradients(device: str, case: str, dtype: torch.dtype) -> None:
-    """Each mask, alone and together, in each dtype; CUDA takes no float32."""
-    if device == "cuda" and dtype == torch.float32:
+    """Each mask, alone and together, in each dtype; the kernel takes no float32."""
+    if runs_kernels(device) and dtype == torch.float32:
         pytest.skip("attention takes float16 and bfloat16 on CUDA")
     check(device, dtype, *CASES[case])
+
+
+# Beside CASES, which are small: lengths about the edges of the kernel's tiles of 128 queries and
+# 32, 64 or 128 keys, every width of a tile, and several blocks of queries and of keys.
+TILE_CASES = {
+    "whole tiles": ((128, 128, 2, 2, 128), {}),
+    "17 queries": ((17, 64, 2, 1, 128), {"causal": True}),
+    "63 keys": ((65, 63, 2, 1, 64), {"causal": True}),
+    "65 keys": ((63, 65, 2, 1, 128), {}),
+    "more keys": ((113, 203, 2, 1, 128), {"causal": True}),
+    "more queries": ((203, 113, 2, 1, 64), {"causal": True}),
+    "three blocks": ((258, 300, 4, 1, 64), {"causal": True}),
+    "one query, one of four heads": ((1, 239, 8, 2, 128), {"causal": True}),
+    "head of 40": ((70, 70, 2, 2, 40), {"causal": True}),
+    "head of 88": ((70, 70, 2, 2, 88), {}),
+    "head of 256": ((130, 70, 2, 1, 256), {"causal": True}),
+    "head of 192": ((9, 33, 2, 1, 192), {"softcap": 2.0}),
+    "window of two tiles": ((150, 260, 2, 1, 64), {"window": (90, 3)}),
+    "window of few keys": ((140, 280, 2, 1, 128), {"window": (2, 0)}),
+    "left padding of a tile": (
+        (90, 200, 2, 1, 128),
+        {"starts_k": lengths(130, 7), "seqlens_k": lengths(200, 70)},
+    ),
+    "no key at all": ((20, 30, 2, 1, 64), {"starts_k": lengths(0, 9), "seqlens_k": lengths(0, 9)}),
+    "lengths beyond the keys": (
+        (20, 30, 2, 1, 64),
+        {"starts_k": lengths(-5, 40), "seqlens_k": lengths(90, -1)},
+    ),
+    "huge window": ((20, 30, 2, 1, 64), {"window": (2**40, 2**40)}),
+    "scale of nothing": ((20, 30, 2, 1, 64), {"scale": 0.0}),
+    "negative scale": ((20, 130, 2, 1, 128), {"scale": -0.2, "causal": True}),
+    "softcap and alibi": (
+        (150, 170, 2, 1, 128),
+        {"softcap": 1.5, "alibi_slopes": torch.tensor([0.05, 0.3]), "causal": True},
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", TILE_CASES)
+def test_edges_of_the_tiles(device: str, case: str, dtype: torch.dtype) -> None:
+    """Lengths, widths and masks that end inside, at and behind a tile of the kernel."""
+    check(device, dtype, *TILE_CASES[case])
 
 
 @pytest.mark.parametrize("case", ["plain", "causal, fewer keys", "softcap", "both paddings"])

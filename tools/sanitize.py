@@ -124,3 +124,35 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
+def sanitize_attention(device: torch.device) -> int:
+    """Every tile of the forward kernels, with lengths and widths that end inside a tile."""
+    lengths = ((1, 1), (17, 203), (128, 128), (300, 65))
+    calls = 0
+    for dtype, (tokens, keys), width in itertools.product(
+        (FLOAT16, BFLOAT16), lengths, (40, 64, 128, 136, 256)
+    ):
+        packed = torch.randn(2, max(tokens, keys), 8, width, device=device, dtype=dtype)
+        q, k, v = packed[:, :tokens, :4], packed[:, :keys, 4:6], packed[:, :keys, 6:]
+        ends = torch.tensor([keys, keys // 2], device=device, dtype=torch.int32)
+        slopes = torch.rand(4, device=device)
+        for options in (
+            {},
+            {"causal": True},
+            {"window": (9, 3), "seqlens_k": ends},
+            {"softcap": 5.0, "alibi_slopes": slopes, "dropout_p": 0.3},
+        ):
+            out, lse = llmjp_ext.attention(q, k, v, return_lse=True, **options)
+            assert bool(out.isfinite().all())
+            assert not bool(lse.isnan().any())
+            calls += 1
+            if not options:
+                expected = torch.nn.functional.scaled_dot_product_attention(
+                    *(t.float().transpose(1, 2) for t in (q, k, v)), enable_gqa=True
+                )
+                torch.testing.assert_close(
+                    out.float(), expected.transpose(1, 2), rtol=0.05, atol=0.05
+                )
+    return calls
+
+
+        ("attention", sanitize_attention),

@@ -28,6 +28,15 @@ struct SwizzledTile {
   LLMJP_DEVICE T* at(int row, int chunk) const {
     return base + row * kColumns + (chunk ^ (row % 8)) * kChunkElements;
   }
+
+  // The same for chunk 2 · pair + side, side being 0 or 1, with what a constant `pair` adds kept
+  // apart: of the eight addresses that ldmatrix needs along 128 columns four remain to be computed,
+  // and multiples of eight rows can be added to any of them as r · kColumns. Constants end up in
+  // the instruction.
+  LLMJP_DEVICE T* at(int row, int pair, int side) const {
+    return base + row * kColumns + ((pair % 4 * 2 | side) ^ (row % 8)) * kChunkElements +
+           pair / 4 * 8 * kChunkElements;
+  }
 };
 
 }  // namespace llmjp::device

@@ -1,0 +1,64 @@
+// Scaled dot-product attention: out = softmax(q · kᵀ · scale) · v, with the scores of a row never
+// in memory (Dao: FlashAttention-2, arXiv 2307.08691). For query i of a head, at key position
+// p = i + keys − tokens, and key j:
+//
+//   s   = q[i] · k[j] · scale,  then softcap · tanh(s / softcap),  then s − slope · |p − j|
+//   s   = −∞ unless  max(starts_k, p − window_left) ≤ j < min(seqlens_k, p + window_right + 1)
+//   lse = ln Σ_j exp(s),   out = Σ_j exp(s − lse) · v[j];   0 and −∞ for a row without keys
+//
+// Dropout multiplies the probabilities after lse; docs/attention.md says which.
+#pragma once
+
+#include <cstdint>
+
+#include "host/dtype.h"
+#include "host/stream.h"
+
+namespace llmjp::attention {
+
+// Elements from one sequence, token and head to the next. The last dimension is contiguous.
+struct Strides {
+  int64_t batch;
+  int64_t token;
+  int64_t head;
+};
+
+// Rows of q, k and v begin at multiples of 16 bytes, and head_dim is a multiple of 8.
+struct AttentionForward {
+  const void* q;             // [batch, tokens, heads, head_dim]
+  const void* k;             // [batch, keys, kv_heads, head_dim]
+  const void* v;             // as k
+  void* out;                 // as q, contiguous
+  float* lse;                // [batch, heads, tokens]
+  const float* alibi;        // [batch or 1, heads], or null
+  const int32_t* starts_k;   // [batch], or null
+  const int32_t* seqlens_k;  // [batch], or null
+  const int64_t* random;     // {seed, offset}; read only where dropout > 0
+  Strides q_strides;
+  Strides k_strides;
+  Strides v_strides;
+  int batch;
+  int tokens;
+  int keys;
+  int heads;
+  int kv_heads;
+  int head_dim;
+  int alibi_batch_stride;  // heads, or 0 where all sequences share their slopes
+  int window_left;         // −1: open
+  int window_right;        // −1: open, 0: causal
+  float scale;
+  float softcap;         // 0: none
+  float dropout;         // 0: none
+  float exponent_scale;  // from scores to exponents of 2; the launcher's
+  host::DType type;
+};
+
+// Lengths and windows up to here leave room for their sums in 32 bits.
+constexpr int64_t kLargestLength = (int64_t{1} << 30) - 1;
+
+// The widest head that a tile is compiled for.
+constexpr int kLargestHeadDim = 256;
+
+void attention_forward(const AttentionForward& params, host::Stream stream);
+
+}  // namespace llmjp::attention

@@ -1,0 +1,46 @@
+// Launches of the attention kernels for one tile and element type.
+#pragma once
+
+#include <limits>
+
+#include "attention/attention_forward.cuh"
+#include "attention/attention_launch.h"
+#include "attention/tiles.h"
+#include "device/dtype.h"
+#include "host/launch.h"
+
+namespace llmjp::attention {
+
+template <int kHeadDim, class T, bool kGeneral>
+void launch_attention_forward_tile(const AttentionForward& params, host::Stream stream) {
+  using Tile = typename TileOf<kHeadDim, kGeneral>::type;
+  const Schedule order = schedule(params.tokens, params.keys, params.batch, params.heads,
+                                  params.kv_heads, kHeadDim, Tile::kRows);
+  constexpr int64_t kPass = rows_of_pass(Tile::kThreads, kHeadDim);
+  const CopySteps steps{kPass * params.q_strides.token, kPass * params.k_strides.token,
+                        kPass * params.v_strides.token,
+                        int64_t{Tile::kKeys} * params.k_strides.token,
+                        int64_t{Tile::kKeys} * params.v_strides.token};
+  AttentionForward scaled = params;
+  scaled.exponent_scale = kGeneral ? kLog2E : params.scale * kLog2E;
+  host::launch("attention_forward", attention_forward_kernel<T, Tile, kGeneral>,
+               {order.blocks(), Tile::kThreads, Tile::kSharedBytes, stream}, scaled, order, steps);
+}
+
+// The plain kernel folds the scale into the exponent, where it must not turn the order of the
+// scores round.
+inline bool is_general(const AttentionForward& params) {
+  return params.softcap > 0.0f || params.alibi != nullptr || params.dropout > 0.0f ||
+         !(params.scale >= std::numeric_limits<float>::min());
+}
+
+template <int kHeadDim, class T>
+void launch_attention_forward(const AttentionForward& params, host::Stream stream) {
+  if (is_general(params)) {
+    launch_attention_forward_tile<kHeadDim, T, true>(params, stream);
+  } else {
+    launch_attention_forward_tile<kHeadDim, T, false>(params, stream);
+  }
+}
+
+}  // namespace llmjp::attention

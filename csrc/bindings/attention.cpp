@@ -1,0 +1,199 @@
+// Attention ops: checks, operands as the kernels want them, outputs, and the launch.
+#include "attention/attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <tuple>
+
+#include "bindings/device_scope.h"
+#include "bindings/library.h"
+#include "bindings/tensor_checks.h"
+
+namespace llmjp::bindings {
+namespace {
+
+using attention::AttentionForward;
+using attention::Strides;
+
+constexpr int64_t kChunk = 8;  // elements of a 16-byte piece
+
+// q, k or v. Holds the tensor, which is a copy only where rows do not begin at multiples of 16
+// bytes, the last dimension is not contiguous, or its width is no multiple of 8.
+struct Operand {
+  Tensor tensor;
+  Strides strides;
+
+  Operand(const Tensor& given, int64_t padded_width) : tensor(given), strides(strides_of(given)) {
+    const auto sizes = given.sizes();
+    const bool contiguous = sizes[3] <= 1 || given.strides()[3] == 1;
+    const auto address = reinterpret_cast<uintptr_t>(given.const_data_ptr());
+    const bool aligned = address % 16 == 0 && strides.batch % kChunk == 0 &&
+                         strides.token % kChunk == 0 && strides.head % kChunk == 0;
+    if ((contiguous && aligned && sizes[3] == padded_width) || given.numel() == 0) {
+      return;
+    }
+    const int64_t padded[] = {sizes[0], sizes[1], sizes[2], padded_width};
+    tensor = torch::stable::new_zeros(given, {padded, 4});
+    Tensor target =
+        sizes[3] == padded_width ? tensor : torch::stable::narrow(tensor, 3, 0, sizes[3]);
+    torch::stable::copy_(target, given);
+    strides = strides_of(tensor);
+  }
+
+ private:
+  // A dimension of one element may have any stride, and none is needed.
+  static Strides strides_of(const Tensor& tensor) {
+    const auto sizes = tensor.sizes();
+    const auto strides = tensor.strides();
+    const auto of = [&](int dimension) { return sizes[dimension] <= 1 ? 0 : strides[dimension]; };
+    return {of(0), of(1), of(2)};
+  }
+};
+
+int checked_length(int64_t length, const char* name) {
+  check(length <= attention::kLargestLength, "attention_fwd: ", name, " must be at most ",
+        attention::kLargestLength, ", got ", length, ".");
+  return static_cast<int>(length);
+}
+
+int checked_window(int64_t bound, const char* name) {
+  check(bound >= -1, "attention_fwd: ", name, " must be at least -1, got ", bound, ".");
+  return static_cast<int>(std::min(bound, attention::kLargestLength));
+}
+
+// int32 [batch] on q's device, as an array.
+std::optional<Tensor> checked_lengths(const std::optional<Tensor>& lengths, const Tensor& q,
+                                      const char* name) {
+  if (!lengths) {
+    return std::nullopt;
+  }
+  check_vector(*lengths, q.sizes()[0], q, "attention_fwd", name);
+  check(lengths->scalar_type() == ScalarType::Int, "attention_fwd: ", name, " must be int32, got ",
+        torch::headeronly::toString(lengths->scalar_type()), ".");
+  return as_array(*lengths);
+}
+
+std::optional<Tensor> checked_slopes(const std::optional<Tensor>& slopes, const Tensor& q) {
+  if (!slopes) {
+    return std::nullopt;
+  }
+  const int64_t sizes[] = {q.sizes()[0], q.sizes()[2]};
+  const bool shared = slopes->sizes().size() == 1;
+  check_tensor(*slopes, {shared ? sizes + 1 : sizes, shared ? size_t{1} : size_t{2}}, q,
+               "attention_fwd", "alibi_slopes");
+  check_dtype(*slopes, host::DType::kFloat32, "attention_fwd", "alibi_slopes");
+  return as_array(*slopes);
+}
+
+// int64 {seed, offset}; nothing where there is no dropout.
+std::optional<Tensor> checked_random_state(const std::optional<Tensor>& state, double dropout_p,
+                                           const Tensor& q) {
+  if (dropout_p <= 0) {
+    return std::nullopt;
+  }
+  check(state.has_value(), "attention_fwd: dropout_p needs random_state.");
+  check_vector(*state, 2, q, "attention_fwd", "random_state");
+  check(state->scalar_type() == ScalarType::Long, "attention_fwd: random_state must be int64, got ",
+        torch::headeronly::toString(state->scalar_type()), ".");
+  return as_array(*state);
+}
+
+template <class T>
+const T* data_or_null(const std::optional<Tensor>& tensor) {
+  return tensor ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr;
+}
+
+void check_shapes(const Tensor& q, const Tensor& k, const Tensor& v) {
+  constexpr const char* op = "attention_fwd";
+  check(q.sizes().size() == 4 && k.sizes().size() == 4, op,
+        ": q and k must be [batch, tokens, heads, head_dim], got ", describe(q.sizes()), " and ",
+        describe(k.sizes()), ".");
+  const int64_t k_sizes[] = {q.sizes()[0], k.sizes()[1], k.sizes()[2], q.sizes()[3]};
+  check_tensor(k, {k_sizes, 4}, q, op, "k");
+  check_tensor(v, {k_sizes, 4}, q, op, "v");
+  check(k_sizes[2] > 0 && q.sizes()[2] % k_sizes[2] == 0, op,
+        ": q's heads must be a multiple of k's, got ", q.sizes()[2], " and ", k_sizes[2], ".");
+  check(q.sizes()[0] * q.sizes()[2] <= std::numeric_limits<int32_t>::max(), op,
+        ": batch times heads must be below 2147483648, got ", q.sizes()[0], " and ", q.sizes()[2],
+        ".");
+}
+
+std::tuple<Tensor, Tensor> attention_fwd(const Tensor& q, const Tensor& k, const Tensor& v,
+                                         const std::optional<Tensor>& alibi_slopes,
+                                         const std::optional<Tensor>& starts_k,
+                                         const std::optional<Tensor>& seqlens_k,
+                                         const std::optional<Tensor>& random_state,
+                                         std::optional<double> scale, int64_t window_left,
+                                         int64_t window_right, double softcap, double dropout_p) {
+  constexpr const char* op = "attention_fwd";
+  const DeviceScope scope(q);
+  check_shapes(q, k, v);
+  AttentionForward params{};
+  params.type = dtype_of(q, op, "q");
+  check(params.type != host::DType::kFloat32, op,
+        ": q must be float16 or bfloat16 on CUDA, got float32.");
+  check_dtype(k, params.type, op, "k");
+  check_dtype(v, params.type, op, "v");
+  const auto sizes = q.sizes();
+  const int64_t width = sizes[3];
+  check(width <= attention::kLargestHeadDim, op, ": head_dim must be at most ",
+        attention::kLargestHeadDim, " on CUDA, got ", width, ".");
+  check(softcap >= 0, op, ": softcap must not be negative, got ", softcap, ".");
+  check(dropout_p >= 0 && dropout_p < 1, op, ": dropout_p must be at least 0 and below 1, got ",
+        dropout_p, ".");
+  const std::optional<Tensor> random = checked_random_state(random_state, dropout_p, q);
+  const std::optional<Tensor> starts = checked_lengths(starts_k, q, "starts_k");
+  const std::optional<Tensor> ends = checked_lengths(seqlens_k, q, "seqlens_k");
+  const std::optional<Tensor> slopes = checked_slopes(alibi_slopes, q);
+  params.batch = checked_length(sizes[0], "batch");
+  params.tokens = checked_length(sizes[1], "tokens");
+  params.keys = checked_length(k.sizes()[1], "keys");
+  params.heads = checked_length(sizes[2], "heads");
+  params.kv_heads = static_cast<int>(k.sizes()[2]);
+  params.window_left = checked_window(window_left, "window_left");
+  params.window_right = checked_window(window_right, "window_right");
+  const double default_scale = 1.0 / std::sqrt(static_cast<double>(std::max<int64_t>(width, 1)));
+  params.scale = static_cast<float>(scale.value_or(default_scale));
+  params.softcap = static_cast<float>(softcap);
+  params.dropout = static_cast<float>(dropout_p);
+
+  const int64_t lse_sizes[] = {sizes[0], sizes[2], sizes[1]};
+  Tensor lse = torch::stable::new_empty(q, {lse_sizes, 3}, ScalarType::Float);
+  if (q.numel() == 0) {
+    torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
+    return {torch::stable::new_empty(q, sizes), lse};
+  }
+  params.head_dim = static_cast<int>((width + kChunk - 1) / kChunk * kChunk);
+  const Operand queries(q, params.head_dim);
+  const Operand keys(k, params.head_dim);
+  const Operand values(v, params.head_dim);
+  const int64_t out_sizes[] = {sizes[0], sizes[1], sizes[2], params.head_dim};
+  Tensor out = torch::stable::new_empty(q, {out_sizes, 4});
+
+  params.q = queries.tensor.const_data_ptr();
+  params.k = keys.tensor.const_data_ptr();
+  params.v = values.tensor.const_data_ptr();
+  params.q_strides = queries.strides;
+  params.k_strides = keys.strides;
+  params.v_strides = values.strides;
+  params.out = out.mutable_data_ptr();
+  params.lse = static_cast<float*>(lse.mutable_data_ptr());
+  params.alibi = data_or_null<float>(slopes);
+  params.alibi_batch_stride = slopes && slopes->sizes().size() == 2 ? params.heads : 0;
+  params.starts_k = data_or_null<int32_t>(starts);
+  params.seqlens_k = data_or_null<int32_t>(ends);
+  params.random = data_or_null<int64_t>(random);
+  attention::attention_forward(params, scope.stream());
+  if (params.head_dim != width) {
+    out = torch::stable::contiguous(torch::stable::narrow(out, 3, 0, width));
+  }
+  return {out, lse};
+}
+
+}  // namespace
+}  // namespace llmjp::bindings
+
+LLMJP_LIBRARY_IMPL(LLMJP_NAMESPACE, LLMJP_DISPATCH_KEY, library) {
+  library.impl("attention_fwd", TORCH_BOX(&llmjp::bindings::attention_fwd));
+}
