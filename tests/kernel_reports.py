@@ -132,17 +132,6 @@ EXPECTATIONS: dict[str, Expectation] = {
     "cross_entropy_forward_kernel": Expectation(wide=lambda kernel: {"LDG": 5}),
     # The same, each with its store, and a store for rows and columns without a gradient.
     "cross_entropy_backward_kernel": Expectation(wide=lambda kernel: {"LDG": 5, "STG": 6}),
-}
-
-
-def find_tool(name: str) -> str | None:
-    """Path of one of NVIDIA's tools: on PATH, in CUDA_HOME, by nvcc or in a Python package."""
-    places = [os.environ.get("PATH", "")]
-    if "CUDA_HOME" in os.environ:
-        places.append(str(Path(os.environ["CUDA_HOME"], "bin")))
-    nvcc = shutil.which("nvcc")
-    if nvcc is not None:
-        places.append(str(Path(nvcc).resolve().parent))
     # q and the first k before the loop, v and the next k in it; each operand of a product is read
     # from shared memory once, and out leaves in whole pieces.
     "attention_forward_kernel": Expectation(
@@ -155,6 +144,17 @@ def find_tool(name: str) -> str | None:
             "LDSM": AttentionTile.of(kernel).forward_matrix_loads(),
         },
     ),
+}
+
+
+def find_tool(name: str) -> str | None:
+    """Path of one of NVIDIA's tools: on PATH, in CUDA_HOME, by nvcc or in a Python package."""
+    places = [os.environ.get("PATH", "")]
+    if "CUDA_HOME" in os.environ:
+        places.append(str(Path(os.environ["CUDA_HOME"], "bin")))
+    nvcc = shutil.which("nvcc")
+    if nvcc is not None:
+        places.append(str(Path(nvcc).resolve().parent))
     namespace = importlib.util.find_spec("nvidia")
     if namespace is not None and namespace.submodule_search_locations is not None:
         for location in namespace.submodule_search_locations:
@@ -295,6 +295,10 @@ def faults_in_code(kernel: Kernel, opcodes: Counter[str]) -> list[str]:
         found = accesses(opcodes, kind)[128]
         if found < least:
             faults.append(f"{kernel} has {found} 16-byte {kind}, expected at least {least}")
+    for kind, expected in expectation.exact(kernel).items():
+        found = sum(accesses(opcodes, kind).values())
+        if found != expected:
+            faults.append(f"{kernel} has {found} {kind}, expected {expected}")
     narrow = expectation.narrow(kernel)
     if narrow is not None:
         sizes = [ELEMENT_BYTES[name] for name in kernel.arguments[:2]]
@@ -306,9 +310,5 @@ def faults_in_code(kernel: Kernel, opcodes: Counter[str]) -> list[str]:
                 faults.append(
                     f"{kernel} has {found} {kind} narrower than {chunk_bits} bits, "
                     f"expected at most {most}"
-    for kind, expected in expectation.exact(kernel).items():
-        found = sum(accesses(opcodes, kind).values())
-        if found != expected:
-            faults.append(f"{kernel} has {found} {kind}, expected {expected}")
                 )
     return faults

@@ -106,24 +106,6 @@ def sanitize_cross_entropy(device: torch.device) -> int:
     return calls
 
 
-def main() -> int:
-    """Runs all kernels; exits with 1 where there is no GPU."""
-    if not torch.cuda.is_available():
-        print("tools/sanitize.py needs a CUDA GPU; none was found", file=sys.stderr)
-        return 1
-    torch.manual_seed(0)
-    for name, sanitize in (
-        ("layer_norm", sanitize_layer_norm),
-        ("cross_entropy", sanitize_cross_entropy),
-    ):
-        calls = sanitize(torch.device("cuda"))
-        torch.cuda.synchronize()
-        print(f"{name}: {calls} calls")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
 def sanitize_attention(device: torch.device) -> int:
     """Every tile of the forward kernels, with lengths and widths that end inside a tile."""
     lengths = ((1, 1), (17, 203), (128, 128), (300, 65))
@@ -155,4 +137,22 @@ def sanitize_attention(device: torch.device) -> int:
     return calls
 
 
+def main() -> int:
+    """Runs all kernels; exits with 1 where there is no GPU."""
+    if not torch.cuda.is_available():
+        print("tools/sanitize.py needs a CUDA GPU; none was found", file=sys.stderr)
+        return 1
+    torch.manual_seed(0)
+    for name, sanitize in (
+        ("layer_norm", sanitize_layer_norm),
+        ("cross_entropy", sanitize_cross_entropy),
         ("attention", sanitize_attention),
+    ):
+        calls = sanitize(torch.device("cuda"))
+        torch.cuda.synchronize()
+        print(f"{name}: {calls} calls")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
