@@ -6,7 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 class Tokenizer:
-    def __init__(self, data: bytes, format: str) -> None: ...
+    def __init__(
+        self, data: bytes, format: str, *, units: bool = True, memo_bits: int = 15
+    ) -> None: ...
     def encode(
         self, text: str, pair: str | None, add_special_tokens: bool, encode_special_tokens: bool
     ) -> list[int]: ...

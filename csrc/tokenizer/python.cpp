@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <limits>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "tokenizer/json.h"
@@ -112,13 +113,16 @@ py::str str_of(const std::string& text) { return py::str(text.data(), text.size(
 
 class PyTokenizer {
  public:
-  PyTokenizer(const py::bytes& data, const std::string& format) {
+  PyTokenizer(const py::bytes& data, const std::string& format, bool units, int memo_bits) {
     const std::string_view bytes = data;
+    if (memo_bits < 0 || memo_bits > 24)
+      throw py::value_error("memo_bits must be 0 to 24, got " + std::to_string(memo_bits));
+    const SearchOptions search{units, memo_bits};
     const py::gil_scoped_release unlocked;
     if (format == "json") {
-      tokenizer_ = std::make_shared<Tokenizer>(parse_tokenizer_json(bytes));
+      tokenizer_ = std::make_shared<Tokenizer>(parse_tokenizer_json(bytes), search);
     } else if (format == "sentencepiece") {
-      tokenizer_ = std::make_shared<Tokenizer>(parse_sentencepiece_model(bytes));
+      tokenizer_ = std::make_shared<Tokenizer>(parse_sentencepiece_model(bytes), search);
     } else {
       throw std::invalid_argument("format must be \"json\" or \"sentencepiece\", got \"" + format +
                                   '"');
@@ -136,49 +140,54 @@ class PyTokenizer {
     const Text first = text_of(text, "text");
     Text second;
     if (!pair.is_none()) second = text_of(pair, "pair");
-    IdBuffer ids;
-    {
-      const py::gil_scoped_release unlocked;
-      tokenizer_->encode(first, pair.is_none() ? nullptr : &second, {add_special, encode_special},
-                         ids);
-    }
-    return list_of(ids.data(), ids.size());
+    const Text* const other = pair.is_none() ? nullptr : &second;
+    return with_ids([&](auto id) {
+      IdBuffer<decltype(id)> ids;
+      {
+        const py::gil_scoped_release unlocked;
+        tokenizer_->encode(first, other, {add_special, encode_special}, ids);
+      }
+      return list_of(ids.data(), ids.size());
+    });
   }
 
   py::list encode_batch(const py::object& sequence, bool add_special, bool encode_special,
                         size_t num_threads) {
     const Texts texts(sequence);
-    std::vector<int64_t> counts;
-    const auto parts = run(texts, {add_special, encode_special}, num_threads, counts);
-    py::list result(counts.size());
-    size_t part = 0;
-    size_t used = 0;
-    for (size_t i = 0; i < counts.size(); ++i) {
-      const auto count = static_cast<size_t>(counts[i]);
-      while (used == parts[part].size() && count > 0) {
-        ++part;
-        used = 0;
+    return with_ids([&](auto id) {
+      std::vector<int64_t> counts;
+      const auto parts =
+          run<decltype(id)>(texts, {add_special, encode_special}, num_threads, counts);
+      py::list result(counts.size());
+      size_t part = 0;
+      size_t used = 0;
+      for (size_t i = 0; i < counts.size(); ++i) {
+        const auto count = static_cast<size_t>(counts[i]);
+        while (used == parts[part].size() && count > 0) {
+          ++part;
+          used = 0;
+        }
+        PyList_SET_ITEM(result.ptr(), static_cast<Py_ssize_t>(i),
+                        list_of(parts[part].data() + used, count).release().ptr());
+        used += count;
       }
-      PyList_SET_ITEM(result.ptr(), static_cast<Py_ssize_t>(i),
-                      list_of(parts[part].data() + used, count).release().ptr());
-      used += count;
-    }
-    return result;
+      return result;
+    });
   }
 
   py::tuple encode_ragged(const py::object& sequence, bool add_special, bool encode_special,
                           size_t num_threads) {
     const Texts texts(sequence);
-    std::vector<int64_t> counts;
-    const auto parts = run(texts, {add_special, encode_special}, num_threads, counts);
-    py::array_t<int64_t> offsets(static_cast<py::ssize_t>(counts.size() + 1));
-    int64_t* const offset = offsets.mutable_data();
-    offset[0] = 0;
-    for (size_t i = 0; i < counts.size(); ++i) offset[i + 1] = offset[i] + counts[i];
-    const int64_t total = offset[counts.size()];
-    if (vocab_size() < kNarrowVocabulary)
-      return py::make_tuple(joined<uint16_t>(parts, total), offsets);
-    return py::make_tuple(joined<uint32_t>(parts, total), offsets);
+    return with_ids([&](auto id) -> py::tuple {
+      std::vector<int64_t> counts;
+      const auto parts =
+          run<decltype(id)>(texts, {add_special, encode_special}, num_threads, counts);
+      py::array_t<int64_t> offsets(static_cast<py::ssize_t>(counts.size() + 1));
+      int64_t* const offset = offsets.mutable_data();
+      offset[0] = 0;
+      for (size_t i = 0; i < counts.size(); ++i) offset[i + 1] = offset[i] + counts[i];
+      return py::make_tuple(joined(parts, offset[counts.size()]), offsets);
+    });
   }
 
   py::str decode(const py::object& ids, bool skip_special) const {
@@ -253,14 +262,22 @@ class PyTokenizer {
   std::shared_ptr<Tokenizer> shared() const { return tokenizer_; }
 
  private:
-  std::vector<IdBuffer> run(const Texts& texts, const EncodeOptions& options, size_t num_threads,
-                            std::vector<int64_t>& counts) const {
+  // Calls `action` with a value of the type that ids have here.
+  template <class Action>
+  std::invoke_result_t<Action, uint16_t> with_ids(const Action& action) const {
+    return vocab_size() < kNarrowVocabulary ? action(uint16_t{}) : action(uint32_t{});
+  }
+
+  template <class Id>
+  std::vector<IdBuffer<Id>> run(const Texts& texts, const EncodeOptions& options,
+                                size_t num_threads, std::vector<int64_t>& counts) const {
     const py::gil_scoped_release unlocked;
-    return tokenizer_->encode_batch(texts.views, options, num_threads, counts);
+    return tokenizer_->encode_batch<Id>(texts.views, options, num_threads, counts);
   }
 
   // Python integers are made once per id and shared: making one costs more than finding its token.
-  py::list list_of(const uint32_t* ids, size_t count) {
+  template <class Id>
+  py::list list_of(const Id* ids, size_t count) {
     py::list result(count);
     for (size_t i = 0; i < count; ++i) {
       PyObject*& integer = integers_[ids[i]];
@@ -272,14 +289,10 @@ class PyTokenizer {
   }
 
   template <class Id>
-  static py::array_t<Id> joined(const std::vector<IdBuffer>& parts, int64_t total) {
+  static py::array_t<Id> joined(const std::vector<IdBuffer<Id>>& parts, int64_t total) {
     py::array_t<Id> result(static_cast<py::ssize_t>(total));
     Id* out = result.mutable_data();
-    for (const IdBuffer& part : parts) {
-      const uint32_t* const ids = part.data();
-      for (size_t i = 0; i < part.size(); ++i) out[i] = static_cast<Id>(ids[i]);
-      out += part.size();
-    }
+    for (const IdBuffer<Id>& part : parts) out = std::copy_n(part.data(), part.size(), out);
     return result;
   }
 
@@ -315,7 +328,8 @@ PYBIND11_MODULE(_tokenizer, m) {
     }
   });
   py::class_<PyTokenizer>(m, "Tokenizer")
-      .def(py::init<const py::bytes&, const std::string&>(), py::arg("data"), py::arg("format"))
+      .def(py::init<const py::bytes&, const std::string&, bool, int>(), py::arg("data"),
+           py::arg("format"), py::kw_only(), py::arg("units") = true, py::arg("memo_bits") = 15)
       .def("encode", &PyTokenizer::encode, py::arg("text"), py::arg("pair"),
            py::arg("add_special_tokens"), py::arg("encode_special_tokens"))
       .def("encode_batch", &PyTokenizer::encode_batch, py::arg("texts"),

@@ -33,8 +33,8 @@ class SequentialSearch {
   // Appends the ids of text[0, size), with "▁" before it if `prefix`. `sum` is the score of the
   // path up to here, 0 at the start of a segment; returns the score at the end. Throws
   // LoneSurrogate.
-  template <class Char>
-  double run(const Char* text, size_t size, bool prefix, double sum, IdBuffer& out) {
+  template <class Char, class Id>
+  double run(const Char* text, size_t size, bool prefix, double sum, IdBuffer<Id>& out) {
     return model_.spec.single_precision_sums ? search<true>(text, size, prefix, sum, out)
                                              : search<false>(text, size, prefix, sum, out);
   }
@@ -49,8 +49,8 @@ class SequentialSearch {
     int32_t id;
   };
 
-  template <bool kSingle, class Char>
-  double search(const Char* text, size_t size, bool prefix, double sum, IdBuffer& out) {
+  template <bool kSingle, class Char, class Id>
+  double search(const Char* text, size_t size, bool prefix, double sum, IdBuffer<Id>& out) {
     const size_t offset = prefix ? 1 : 0;
     const size_t length = size + offset;
     const auto at = [=](size_t i) {
@@ -119,8 +119,8 @@ class SequentialSearch {
   }
 
   // Appends the best path from `begin` to `end`; returns its sum.
-  template <class At>
-  double emit(size_t begin, size_t end, const At& at, IdBuffer& out) {
+  template <class At, class Id>
+  double emit(size_t begin, size_t end, const At& at, IdBuffer<Id>& out) {
     const size_t length = end - begin;
     const Best& last = best_[length];
     const auto unknown_id = static_cast<int32_t>(model_.spec.unknown_id);
@@ -144,10 +144,12 @@ class SequentialSearch {
     return last.sum;
   }
 
-  void flush_unknown(IdBuffer& out) {
+  template <class Id>
+  void flush_unknown(IdBuffer<Id>& out) {
     if (!unknown_run_.empty()) append_unknown(out);
   }
-  void append_unknown(IdBuffer& out);
+  template <class Id>
+  void append_unknown(IdBuffer<Id>& out);
 
   const Model& model_;
   std::vector<Best> best_;  // by end, from the window's start

@@ -16,7 +16,8 @@ class Tokenizer::Lease {
       workspace_.reset(slot.exchange(nullptr));
       if (workspace_) return;
     }
-    workspace_ = std::make_unique<Workspace>(owner_.model_);
+    workspace_ =
+        std::make_unique<Workspace>(owner_.model_, owner_.rules_, owner_.search_.memo_bits);
   }
   ~Lease() {
     for (auto& slot : owner_.idle_) {
@@ -41,12 +42,23 @@ Tokenizer::~Tokenizer() {
   for (auto& slot : idle_) delete slot.load();
 }
 
-template <class Char>
+// Special tokens that stay in the text are pieces which the unit search takes for absent.
+template <class Char, class Id>
+void Tokenizer::search(const Char* text, size_t size, bool prefix, const EncodeOptions& options,
+                       Workspace& workspace, IdBuffer<Id>& out) const {
+  if (search_.units && rules_.usable() && !options.encode_special_tokens) {
+    workspace.units.run(text, size, prefix, out);
+  } else {
+    workspace.sequential.run(text, size, prefix, 0.0, out);
+  }
+}
+
+template <class Char, class Id>
 void Tokenizer::encode_segment(const Char* text, size_t size, const EncodeOptions& options,
-                               Workspace& workspace, IdBuffer& out) const {
+                               Workspace& workspace, IdBuffer<Id>& out) const {
   if (size == 0) return;
   if (model_.normalized_tokens.empty()) {
-    workspace.sequential.run(text, size, model_.spec.prefix_mark, 0.0, out);
+    search(text, size, model_.spec.prefix_mark, options, workspace, out);
     return;
   }
   std::u32string& segment = workspace.segment;
@@ -60,16 +72,16 @@ void Tokenizer::encode_segment(const Char* text, size_t size, const EncodeOption
        model_.normalized_tokens.find(segment.data(), from, segment.size(), match);) {
     from = match.end;
     if (match.special && options.encode_special_tokens) continue;
-    workspace.sequential.run(segment.data() + done, match.begin - done, false, 0.0, out);
+    search(segment.data() + done, match.begin - done, false, options, workspace, out);
     out.push(match.id);
     done = match.end;
   }
-  workspace.sequential.run(segment.data() + done, segment.size() - done, false, 0.0, out);
+  search(segment.data() + done, segment.size() - done, false, options, workspace, out);
 }
 
-template <class Char>
+template <class Char, class Id>
 void Tokenizer::encode_text(const Char* text, size_t size, const EncodeOptions& options,
-                            Workspace& workspace, IdBuffer& out) const {
+                            Workspace& workspace, IdBuffer<Id>& out) const {
   size_t done = 0;
   if (!model_.raw_tokens.empty()) {
     AddedTokens::Match match;
@@ -84,8 +96,9 @@ void Tokenizer::encode_text(const Char* text, size_t size, const EncodeOptions& 
   encode_segment(text + done, size - done, options, workspace, out);
 }
 
+template <class Id>
 void Tokenizer::encode_one(const Text& text, const EncodeOptions& options, Workspace& workspace,
-                           IdBuffer& out) const {
+                           IdBuffer<Id>& out) const {
   if (text.width == 1) {
     encode_text(static_cast<const uint8_t*>(text.data), text.size, options, workspace, out);
   } else if (text.width == 2) {
@@ -95,8 +108,9 @@ void Tokenizer::encode_one(const Text& text, const EncodeOptions& options, Works
   }
 }
 
+template <class Id>
 void Tokenizer::encode_whole(const Text& text, const Text* second, const EncodeOptions& options,
-                             Workspace& workspace, IdBuffer& out) const {
+                             Workspace& workspace, IdBuffer<Id>& out) const {
   for (const TemplateItem& item : second == nullptr ? model_.spec.single : model_.spec.pair) {
     if (item.kind == TemplateItem::Kind::kFirst) {
       encode_one(text, options, workspace, out);
@@ -108,8 +122,9 @@ void Tokenizer::encode_whole(const Text& text, const Text* second, const EncodeO
   }
 }
 
+template <class Id>
 void Tokenizer::encode(const Text& text, const Text* second, const EncodeOptions& options,
-                       IdBuffer& out) const {
+                       IdBuffer<Id>& out) const {
   const Lease workspace(*this);
   encode_whole(text, second, options, *workspace, out);
 }
@@ -141,11 +156,12 @@ std::vector<Part> split(const std::vector<Text>& texts) {
 
 }  // namespace
 
-std::vector<IdBuffer> Tokenizer::encode_batch(const std::vector<Text>& texts,
-                                              const EncodeOptions& options, size_t num_threads,
-                                              std::vector<int64_t>& counts) const {
+template <class Id>
+std::vector<IdBuffer<Id>> Tokenizer::encode_batch(const std::vector<Text>& texts,
+                                                  const EncodeOptions& options, size_t num_threads,
+                                                  std::vector<int64_t>& counts) const {
   const std::vector<Part> parts = split(texts);
-  std::vector<IdBuffer> results(parts.size());
+  std::vector<IdBuffer<Id>> results(parts.size());
   std::vector<std::exception_ptr> errors(parts.size());
   counts.assign(texts.size(), 0);
   std::atomic<size_t> next{0};
@@ -156,7 +172,7 @@ std::vector<IdBuffer> Tokenizer::encode_batch(const std::vector<Text>& texts,
   const auto work = [&](Workspace& workspace) {
     for (size_t index; (index = next.fetch_add(1)) < parts.size();) {
       try {
-        IdBuffer& out = results[index];
+        IdBuffer<Id>& out = results[index];
         for (size_t i = parts[index].begin; i < parts[index].end; ++i) {
           const size_t before = out.size();
           encode_whole(texts[i], nullptr, options, workspace, out);
@@ -181,5 +197,16 @@ std::vector<IdBuffer> Tokenizer::encode_batch(const std::vector<Text>& texts,
   }
   return results;
 }
+
+template void Tokenizer::encode(const Text&, const Text*, const EncodeOptions&,
+                                IdBuffer<uint16_t>&) const;
+template void Tokenizer::encode(const Text&, const Text*, const EncodeOptions&,
+                                IdBuffer<uint32_t>&) const;
+template std::vector<IdBuffer<uint16_t>> Tokenizer::encode_batch(const std::vector<Text>&,
+                                                                 const EncodeOptions&, size_t,
+                                                                 std::vector<int64_t>&) const;
+template std::vector<IdBuffer<uint32_t>> Tokenizer::encode_batch(const std::vector<Text>&,
+                                                                 const EncodeOptions&, size_t,
+                                                                 std::vector<int64_t>&) const;
 
 }  // namespace llmjp::tokenizer

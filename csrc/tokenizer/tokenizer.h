@@ -11,6 +11,8 @@
 #include "tokenizer/id_buffer.h"
 #include "tokenizer/model.h"
 #include "tokenizer/sequential_search.h"
+#include "tokenizer/unit_rules.h"
+#include "tokenizer/unit_search.h"
 
 namespace llmjp::tokenizer {
 
@@ -27,18 +29,28 @@ struct EncodeOptions {
   bool encode_special_tokens = false;  // special tokens in the text are plain text
 };
 
+// How texts are searched: ids do not depend on it.
+struct SearchOptions {
+  bool units = true;   // where the vocabulary allows; false: the plain search, for comparison
+  int memo_bits = 15;  // 2^15 sets: 2 MB a thread, what a core's caches hold
+};
+
 // What one thread needs besides the model, kept between calls.
 struct Workspace {
-  explicit Workspace(const Model& model) : sequential(model) {}
+  Workspace(const Model& model, const UnitRules& rules, int memo_bits)
+      : sequential(model), units(model, rules, sequential, memo_bits) {}
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
 
   SequentialSearch sequential;
+  UnitSearch units;
   std::u32string segment;  // normalised, when added tokens have to be found in it
 };
 
 class Tokenizer {
  public:
-  explicit Tokenizer(Specification specification)
-      : model_(std::move(specification)), decoder_(model_) {}
+  explicit Tokenizer(Specification specification, SearchOptions search = {})
+      : model_(std::move(specification)), rules_(model_), decoder_(model_), search_(search) {}
   ~Tokenizer();
   Tokenizer(const Tokenizer&) = delete;
   Tokenizer& operator=(const Tokenizer&) = delete;
@@ -47,29 +59,40 @@ class Tokenizer {
   const Decoder& decoder() const { return decoder_; }
 
   // Appends the ids of `text`, or of the pair if `second` is not null. Throws LoneSurrogate.
+  // `Id` is wide enough for every id of the vocabulary, and the same in all calls.
+  template <class Id>
   void encode(const Text& text, const Text* second, const EncodeOptions& options,
-              IdBuffer& out) const;
+              IdBuffer<Id>& out) const;
 
   // Ids of texts[i] in parts of several texts each, in order; counts[i] of them belong to text i.
-  std::vector<IdBuffer> encode_batch(const std::vector<Text>& texts, const EncodeOptions& options,
-                                     size_t num_threads, std::vector<int64_t>& counts) const;
+  template <class Id>
+  std::vector<IdBuffer<Id>> encode_batch(const std::vector<Text>& texts,
+                                         const EncodeOptions& options, size_t num_threads,
+                                         std::vector<int64_t>& counts) const;
 
  private:
   class Lease;
 
+  template <class Id>
   void encode_one(const Text& text, const EncodeOptions& options, Workspace& workspace,
-                  IdBuffer& out) const;
-  template <class Char>
+                  IdBuffer<Id>& out) const;
+  template <class Char, class Id>
   void encode_text(const Char* text, size_t size, const EncodeOptions& options,
-                   Workspace& workspace, IdBuffer& out) const;
-  template <class Char>
+                   Workspace& workspace, IdBuffer<Id>& out) const;
+  template <class Char, class Id>
   void encode_segment(const Char* text, size_t size, const EncodeOptions& options,
-                      Workspace& workspace, IdBuffer& out) const;
+                      Workspace& workspace, IdBuffer<Id>& out) const;
+  template <class Char, class Id>
+  void search(const Char* text, size_t size, bool prefix, const EncodeOptions& options,
+              Workspace& workspace, IdBuffer<Id>& out) const;
+  template <class Id>
   void encode_whole(const Text& text, const Text* second, const EncodeOptions& options,
-                    Workspace& workspace, IdBuffer& out) const;
+                    Workspace& workspace, IdBuffer<Id>& out) const;
 
   Model model_;
+  UnitRules rules_;
   Decoder decoder_;
+  SearchOptions search_;
   // Idle workspaces. Slots instead of a list under a lock: a process forked from a thread's midst
   // must not inherit a lock that nobody will release.
   mutable std::array<std::atomic<Workspace*>, 32> idle_{};

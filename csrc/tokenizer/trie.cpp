@@ -12,6 +12,7 @@ void CharacterCodes::set(char32_t c, uint32_t code) {
     codes_.resize(codes_.size() + 256, kNone);
   }
   codes_[(size_t{page} << 8) | (c & 0xFF)] = code;
+  if (code > highest_) highest_ = code;
 }
 
 namespace {

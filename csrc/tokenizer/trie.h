@@ -24,10 +24,12 @@ class CharacterCodes {
     return c < kLimit ? codes_[(size_t{page_of_[c >> 8]} << 8) | (c & 0xFF)] : kNone;
   }
   void set(char32_t c, uint32_t code);
+  uint32_t highest() const { return highest_; }
 
  private:
   std::vector<uint16_t> page_of_;  // of 256 characters; page 0 holds no codes
   std::vector<uint32_t> codes_;
+  uint32_t highest_ = kNone;
 };
 
 class Trie {

@@ -1,0 +1,156 @@
+#include "tokenizer/unit_rules.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <unordered_set>
+
+namespace llmjp::tokenizer {
+namespace {
+
+// Pieces that the search can never meet, because the text is cut at their spelling before: added
+// tokens that are looked for in raw text. (A mark in them could come from a space.)
+std::unordered_set<std::string> never_met(const Model& model) {
+  std::unordered_set<std::string> contents;
+  for (const AddedToken& token : model.spec.added) {
+    if (!token.normalized && token.content.find(kSpaceMarkUtf8) == std::string::npos)
+      contents.insert(token.content);
+  }
+  return contents;
+}
+
+}  // namespace
+
+UnitRules::UnitRules(const Model& model) : codes_(model.codes) {
+  const Specification& spec = model.spec;
+  if (spec.single_precision_sums || (spec.prefix_mark && !spec.spaces_to_marks)) return;
+  if (!spec.byte_fallback) return;
+  if (std::any_of(model.byte_ids.begin(), model.byte_ids.end(), [](int32_t id) { return id < 0; }))
+    return;
+  const std::unordered_set<std::string> unmet = never_met(model);
+  if (spec.searchable[spec.unknown_id] != 0 && !unmet.contains(spec.pieces[spec.unknown_id]))
+    return;
+  if (!scale_scores(model)) return;
+
+  const std::unordered_set<int32_t> bytes(model.byte_ids.begin(), model.byte_ids.end());
+  std::vector<std::u32string> pieces;
+  std::vector<std::u32string> literals;
+  std::unordered_set<char32_t> inside;
+  std::unordered_set<char32_t> alone;
+  for (size_t id = 0; id < spec.pieces.size(); ++id) {
+    if (spec.searchable[id] == 0 || spec.pieces[id].empty() || unmet.contains(spec.pieces[id]))
+      continue;
+    std::u32string piece = to_utf32(spec.pieces[id]);
+    if (spec.spaces_to_marks && piece.find(U' ') != std::u32string::npos) continue;
+    const bool literal = bytes.contains(static_cast<int32_t>(id));
+    if (piece.size() == 1) {
+      alone.insert(piece[0]);
+    } else {
+      inside.insert(piece.begin(), piece.end());
+    }
+    if (piece.size() > 1) (literal ? literals : pieces).push_back(std::move(piece));
+  }
+  for (const char32_t c : inside) {
+    if (!alone.contains(c)) return;
+  }
+  // Text may be cut before "<" if that only begins pieces; then literals can be taken out.
+  literals_apart_ = std::none_of(pieces.begin(), pieces.end(), [](const std::u32string& piece) {
+    return piece.find(U'<', 1) != std::u32string::npos;
+  });
+  if (!literals_apart_) pieces.insert(pieces.end(), literals.begin(), literals.end());
+
+  rows_.assign(0x10000, 0);
+  for (uint32_t c = 0; c < 0x10000; ++c)
+    rows_[c] = static_cast<uint16_t>(std::min(codes_[c], kMostRows - 1));
+  const uint32_t most = std::min(codes_.highest(), kMostRows - 1);
+  // Rows are an odd number of words apart: their first words, which are used most, would share a
+  // few cache sets otherwise.
+  row_words_ = ((most >> 6) + 1) | 1;
+  joins_.assign((most + 1) * row_words_, 0);
+  for (const std::u32string& piece : pieces) {
+    for (size_t i = 1; i < piece.size(); ++i) {
+      if (piece[i - 1] > 0xFFFF || piece[i] > 0xFFFF) wide_alone_ = false;
+      const uint32_t first = row(piece[i - 1]);
+      const uint32_t second = row(piece[i]);
+      joins_[first * row_words_ + (second >> 6)] |= uint64_t{1} << (second & 63);
+    }
+  }
+  narrow_joins_.assign(0x10000, 0);
+  for (uint32_t pair = 0; pair < 0x10000; ++pair) {
+    narrow_joins_[pair] = joined_rows(rows_[pair >> 8], rows_[pair & 0xFF]) ? 1 : 0;
+  }
+  find_runs(model);
+  usable_ = true;
+}
+
+// Let every score be c/2^k + d, c an integer, |d| <= D. All candidates of a unit start from the
+// same sum of doubles. After at most n = kLongestUnit additions a sum is off by at most n (M/2^53 +
+// D), M the greatest magnitude on the way. So two candidates whose integer sums differ, by 1/2^k at
+// least, compare as those do if 2n (M/2^53 + D) < 1/2^k. With half of that for each term:
+// D < 1/2^(k + 2) / n, and M < 2^(51 - k) / n.
+bool UnitRules::scale_scores(const Model& model) {
+  const Specification& spec = model.spec;
+  largest_score_ = std::abs(spec.unknown_score);
+  for (const double score : spec.scores) largest_score_ = std::max(largest_score_, std::abs(score));
+  for (int k = 16; k <= 26; ++k) {
+    const double unit = std::ldexp(1.0, -k);
+    if (largest_score_ / unit >= 2147483647.0) return false;
+    const bool multiples = std::all_of(spec.scores.begin(), spec.scores.end(), [&](double score) {
+      return std::abs(score - std::nearbyint(score / unit) * unit) < unit / (4.0 * kLongestUnit);
+    });
+    if (!multiples) continue;
+    costs_.reserve(spec.scores.size());
+    for (const double score : spec.scores)
+      costs_.push_back(static_cast<int32_t>(std::nearbyint(score / unit)));
+    // The sum is looked at before a unit, and M is reached in it.
+    sum_limit_ = std::ldexp(1.0, 51 - k) / kLongestUnit - kLongestUnit * largest_score_;
+    return sum_limit_ > 0.0;
+  }
+  return false;
+}
+
+void UnitRules::find_runs(const Model& model) {
+  run_ids_ = {0};
+  if (!model.spec.spaces_to_marks) return;
+  std::u32string run(1, kSpaceMark);
+  int32_t id;
+  while ((id = model.find_piece(run)) >= 0 &&
+         (run.size() == 1 ||
+          model.spec.scores[static_cast<size_t>(id)] == model.spec.scores[run_ids_.back()])) {
+    run_ids_.push_back(static_cast<uint32_t>(id));
+    run += kSpaceMark;
+  }
+  const std::string two = std::string(kSpaceMarkUtf8) + std::string(kSpaceMarkUtf8);
+  const auto holding =
+      std::count_if(model.spec.pieces.begin(), model.spec.pieces.end(),
+                    [&](const std::string& piece) { return piece.find(two) != std::string::npos; });
+  const auto runs = static_cast<ptrdiff_t>(run_ids_.size()) - 2;  // those of two marks or more
+  if (runs < 1 || holding != runs || model.spec.scores[run_ids_[1]] >= 0.0) run_ids_.resize(1);
+}
+
+uint64_t UnitRules::cuts(const uint8_t* text, size_t from, size_t count) const {
+  uint64_t joined = 0;
+  uint32_t previous = text[from - 1];
+  for (size_t i = 0; i < count; ++i) {
+    const uint32_t c = text[from + i];
+    joined = joined >> 1 | uint64_t{narrow_joins_[previous << 8 | c]} << 63;
+    previous = c;
+  }
+  return ~joined >> (64 - count);
+}
+
+uint64_t UnitRules::cuts(const char16_t* text, size_t from, size_t count) const {
+  const uint64_t* const joins = joins_.data();
+  const uint16_t* const rows = rows_.data();
+  uint64_t joined = 0;
+  uint32_t previous = rows[text[from - 1]];
+  for (size_t i = 0; i < count; ++i) {
+    const uint32_t next = rows[text[from + i]];
+    const uint64_t word = joins[previous * row_words_ + (next >> 6)];
+    joined = joined >> 1 | word >> (next & 63) << 63;
+    previous = next;
+  }
+  return ~joined >> (64 - count);
+}
+
+}  // namespace llmjp::tokenizer

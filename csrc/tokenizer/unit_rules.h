@@ -1,0 +1,80 @@
+// What is true of a vocabulary as a whole and lets a text be searched in pieces of a few characters
+// ("units"): between which characters no piece reaches, and scores as integers.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "tokenizer/model.h"
+
+namespace llmjp::tokenizer {
+
+class UnitRules {
+ public:
+  static constexpr size_t kLongestUnit = 32;  // in characters; longer ones go to the plain search
+
+  explicit UnitRules(const Model& model);
+
+  // False where the unit search would not be exact, or cannot be had: sums in single precision,
+  // scores that are no multiples of a power of two, a character that only occurs inside pieces.
+  bool usable() const { return usable_; }
+
+  // Integer scores by id: score = cost / 2^k for one k, up to an error that cannot change which of
+  // two different integer sums of a unit is the greater.
+  const int32_t* costs() const { return costs_.data(); }
+  // That holds while the sum of doubles stays below this in magnitude.
+  double sum_limit() const { return sum_limit_; }
+  double largest_score() const { return largest_score_; }  // in magnitude, unknown ones included
+
+  // Rows of the table of neighbours: 0 for characters that no piece has. Rare characters may share
+  // one: neighbours are then taken for joined that are not, which is harmless.
+  uint32_t row(char32_t c) const {
+    return c < 0x10000 ? rows_[c] : std::min(codes_[c], kMostRows - 1);
+  }
+  // Whether some piece may hold the two characters of these rows side by side.
+  bool joined_rows(uint32_t first, uint32_t second) const {
+    return (joins_[first * row_words_ + (second >> 6)] >> (second & 63) & 1) != 0;
+  }
+  template <class Char>
+  bool joined(Char first, Char second) const {
+    return joined_rows(row(static_cast<char32_t>(first)), row(static_cast<char32_t>(second)));
+  }
+
+  // Bit i is set if nothing joins text[from + i - 1] and text[from + i]; from > 0, 0 < count <= 64.
+  uint64_t cuts(const uint8_t* text, size_t from, size_t count) const;
+  uint64_t cuts(const char16_t* text, size_t from, size_t count) const;
+
+  // No piece joins a character beyond U+FFFF to another one.
+  bool wide_alone() const { return wide_alone_; }
+
+  // Byte pieces such as <0x41>, spelled out in a text, are looked for apart from all others: else
+  // they would join digits and letters everywhere.
+  bool literals_apart() const { return literals_apart_; }
+
+  // Ids of pieces that are runs of n marks, n = 1, 2, …; [0] is unused. Longer than 2 only if all
+  // have the same negative score and no other piece holds two marks in a row: then n spaces and a
+  // word are cut as 2 spaces and the word, but for the first piece.
+  const std::vector<uint32_t>& run_ids() const { return run_ids_; }
+
+ private:
+  static constexpr uint32_t kMostRows = 8192;  // of 1 KB each at most
+
+  bool scale_scores(const Model& model);
+  void find_runs(const Model& model);
+
+  bool usable_ = false;
+  bool wide_alone_ = true;
+  bool literals_apart_ = false;
+  double sum_limit_ = 0.0;
+  double largest_score_ = 0.0;
+  std::vector<int32_t> costs_;
+  std::vector<uint16_t> rows_;         // by character up to U+FFFF
+  std::vector<uint64_t> joins_;        // a bit for each pair of rows
+  std::vector<uint8_t> narrow_joins_;  // the same for pairs of characters up to U+00FF
+  size_t row_words_ = 1;
+  std::vector<uint32_t> run_ids_;
+  const CharacterCodes& codes_;
+};
+
+}  // namespace llmjp::tokenizer

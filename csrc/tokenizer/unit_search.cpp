@@ -1,0 +1,285 @@
+#include "tokenizer/unit_search.h"
+
+#include <bit>
+#include <cmath>
+#include <limits>
+
+namespace llmjp::tokenizer {
+namespace {
+
+// The first `wanted` in text[from, size), or size.
+size_t find_character(const uint8_t* text, size_t from, size_t size, uint8_t wanted) {
+  if (from >= size) return size;
+  const void* const found = std::memchr(text + from, wanted, size - from);
+  return found == nullptr ? size : static_cast<size_t>(static_cast<const uint8_t*>(found) - text);
+}
+size_t find_character(const char16_t* text, size_t from, size_t size, char16_t wanted) {
+  constexpr size_t kStep = 32;  // without an exit inside, which compilers make vectors of
+  for (; from + kStep <= size; from += kStep) {
+    unsigned found = 0;
+    for (size_t i = 0; i < kStep; ++i) found |= text[from + i] == wanted ? 1U : 0U;
+    if (found != 0) break;
+  }
+  while (from < size && text[from] != wanted) ++from;
+  return from;
+}
+
+constexpr size_t kLiteral = 6;  // characters of <0x41>
+
+// The first byte piece spelled out at or after `from`, or size.
+template <class Char>
+size_t find_literal(const Char* text, size_t from, size_t size) {
+  const auto is_digit = [](Char c) { return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'F'); };
+  for (;; ++from) {
+    from = find_character(text, from, size, Char{'<'});
+    if (size - from < kLiteral) return size;
+    const Char* const at = text + from;
+    if (at[1] == '0' && at[2] == 'x' && is_digit(at[3]) && is_digit(at[4]) && at[5] == '>')
+      return from;
+  }
+}
+
+}  // namespace
+
+template <class Char, class Id>
+void UnitSearch::run(const Char* text, size_t size, bool prefix, IdBuffer<Id>& out) {
+  if (size == 0 && !prefix) return;
+  memo_.allocate();
+  Segment<Id> segment{out, 0.0, out.size()};
+  if constexpr (sizeof(Char) == 4) {
+    run_wide(text, size, prefix, segment);
+  } else {
+    run_between_literals(text, size, prefix, segment);
+  }
+}
+
+// Characters beyond U+FFFF stand alone; the text between them is copied, in parts of bounded size.
+template <class Id>
+void UnitSearch::run_wide(const char32_t* text, size_t size, bool prefix, Segment<Id>& segment) {
+  if (!rules_.wide_alone()) return search_plainly(text, size, prefix, segment);
+  constexpr size_t kPart = size_t{1} << 15;
+  for (size_t begin = 0; begin < size || prefix;) {
+    narrowed_.clear();
+    size_t end = begin;
+    for (; end < size && text[end] <= 0xFFFF && end - begin < kPart; ++end)
+      narrowed_.push_back(static_cast<char16_t>(text[end]));
+    if (end < size && text[end] <= 0xFFFF) {  // neither inside a unit nor inside <0x41>
+      const auto cut_at = [&](size_t i) {
+        return !rules_.joined(text[i - 1], text[i]) &&
+               std::find(text + i - kLiteral, text + i, U'<') == text + i;
+      };
+      while (end > begin + kLiteral && !cut_at(end)) --end;
+      if (end == begin + kLiteral)
+        return search_plainly(text + begin, size - begin, prefix, segment);
+      narrowed_.resize(end - begin);
+    }
+    run_between_literals(narrowed_.data(), narrowed_.size(), prefix, segment);
+    prefix = false;
+    for (begin = end; begin < size && text[begin] > 0xFFFF; ++begin)
+      append_unit(text + begin, 1, segment);
+  }
+}
+
+template <class Char, class Id>
+void UnitSearch::run_between_literals(const Char* text, size_t size, bool prefix,
+                                      Segment<Id>& segment) {
+  size_t done = 0;
+  if (rules_.literals_apart()) {
+    for (size_t from; (from = find_literal(text, done, size)) < size;) {
+      run_units(text + done, from - done, prefix, segment);
+      prefix = false;
+      done = from + kLiteral;
+      while (done < size && rules_.joined(text[done - 1], text[done])) ++done;
+      search_plainly(text + from, done - from, false, segment);
+    }
+  }
+  run_units(text + done, size - done, prefix, segment);
+}
+
+template <class Char, class Id>
+void UnitSearch::run_units(const Char* text, size_t size, bool prefix, Segment<Id>& segment) {
+  constexpr size_t kKeyLength = UnitMemo::kKeyBytes / sizeof(Char);
+  constexpr size_t kMostIds = UnitMemo::kIdBytes / sizeof(Id);
+  size_t begin = prefix ? run_first(text, size, segment) : 0;
+  if (begin == size) return;
+  IdBuffer<Id>& out = segment.out;
+  for (size_t block = begin + 1;; block += kBlock) {
+    const size_t count = std::min(kBlock, size - block);
+    uint64_t ends = count == 0 ? 0 : rules_.cuts(text, block, count);
+    if (count < kBlock) ends |= uint64_t{1} << count;
+    Id* first = out.reserve(kBlockIds);
+    Id* ids = first;
+    for (; ends != 0; ends &= ends - 1) {
+      const size_t end = block + static_cast<size_t>(std::countr_zero(ends));
+      const Char* const unit = text + begin;
+      const size_t length = end - begin;
+      const bool readable = begin + kKeyLength <= size;
+      begin = end;
+      if (length <= kKeyLength && readable &&
+          !(length > 2 && unit[0] == Char{' '} && unit[1] == Char{' '})) {
+        const UnitMemo::Entry* const entry = memo_.find(UnitMemo::key(unit, length));
+        if (entry != nullptr && entry->count <= kMostIds) {
+          entry->copy_ids(ids);
+          ids += entry->count;
+          continue;
+        }
+      }
+      out.commit(static_cast<size_t>(ids - first));
+      append_unit(unit, length, segment);
+      first = ids = out.reserve(kBlockIds);
+    }
+    out.commit(static_cast<size_t>(ids - first));
+    if (count < kBlock) return;
+    const auto within_limit = [&] {
+      const auto more = static_cast<double>(out.size() - segment.summed + kBlockIds);
+      return std::abs(segment.sum) + more * rules_.largest_score() < rules_.sum_limit();
+    };
+    if (!within_limit()) {
+      fold(segment);
+      if (!within_limit() || std::abs(segment.sum) > rules_.sum_limit() / 2) {
+        return search_plainly(text + begin, size - begin, false, segment);
+      }
+    }
+  }
+}
+
+// The first unit, which begins with the "▁" before the text. Returns how much of the text it takes.
+template <class Char, class Id>
+size_t UnitSearch::run_first(const Char* text, size_t size, Segment<Id>& segment) {
+  size_t end = 0;
+  if (size > 0 && rules_.joined(kSpaceMark, static_cast<char32_t>(text[0]))) {
+    for (end = 1; end < size && rules_.joined(text[end - 1], text[end]);) ++end;
+  }
+  if (end >= kLongestUnit) {
+    search_plainly(text, end, true, segment);
+  } else {
+    Char unit[kLongestUnit];
+    unit[0] = Char{' '};
+    std::copy_n(text, end, unit + 1);
+    append_unit(unit, end + 1, segment);
+  }
+  return end;
+}
+
+template <class Char, class Id>
+void UnitSearch::append_unit(const Char* unit, size_t length, Segment<Id>& segment) {
+  IdBuffer<Id>& out = segment.out;
+  const auto c = static_cast<char32_t>(unit[0]);
+  if (length == 1 && !is_known(c)) return append_unknown(c, segment);
+  size_t spaces = 0;
+  while (spaces < length && unit[spaces] == Char{' '}) ++spaces;
+  const std::vector<uint32_t>& runs = rules_.run_ids();
+  if (spaces > 2 && spaces < runs.size()) {
+    if (spaces == length) return out.push(runs[spaces]);
+    if (static_cast<char32_t>(unit[spaces]) != kSpaceMark) {
+      const size_t at = out.size();
+      const size_t left_out = spaces - 2;
+      if (!append_exact(unit + left_out, length - left_out, out))
+        return search_plainly(unit, length, false, segment);
+      out[at] = static_cast<Id>(runs[(out[at] == runs[2] ? 2 : 1) + left_out]);
+      return;
+    }
+  }
+  if (!append_exact(unit, length, out)) search_plainly(unit, length, false, segment);
+}
+
+// Appends the ids of a unit, from memory or by a search; false if neither can tell them.
+template <class Char, class Id>
+bool UnitSearch::append_exact(const Char* unit, size_t length, IdBuffer<Id>& out) {
+  if (length > kLongestUnit) return false;
+  Id* const ids = out.reserve(kBlockIds);
+  UnitMemo::Key key{};
+  bool keyed = true;
+  if (length * sizeof(Char) <= UnitMemo::kKeyBytes) {
+    std::array<Char, UnitMemo::kKeyBytes / sizeof(Char)> characters{};
+    std::memcpy(characters.data(), unit, length * sizeof(Char));
+    key = UnitMemo::key(characters.data(), length);
+  } else {
+    std::array<uint8_t, UnitMemo::kKeyBytes> characters{};
+    keyed = length <= characters.size();
+    for (size_t i = 0; keyed && i < length; ++i) {
+      keyed = unit[i] <= 0xFF;
+      characters[i] = static_cast<uint8_t>(unit[i]);
+    }
+    if (keyed) key = UnitMemo::key(characters.data(), length);
+  }
+  if (keyed) {
+    if (const UnitMemo::Entry* const entry = memo_.find(key); entry != nullptr) {
+      if (entry->count == UnitMemo::kTied) return false;
+      entry->copy_ids(ids);
+      out.commit(entry->count);
+      return true;
+    }
+  }
+  const uint8_t count = solve(unit, length, ids);
+  if (keyed && (count == UnitMemo::kTied || count <= UnitMemo::kIdBytes / sizeof(Id)))
+    memo_.insert(key, ids, count);
+  if (count == UnitMemo::kTied) return false;
+  out.commit(count);
+  return true;
+}
+
+template <class Id>
+void UnitSearch::append_unknown(char32_t c, Segment<Id>& segment) {
+  if (is_surrogate(c)) throw LoneSurrogate();
+  segment.sum = fold(segment) + model_.spec.unknown_score;
+  uint8_t bytes[4];
+  const int length = encode_utf8(c, bytes);
+  for (int i = 0; i < length; ++i)
+    segment.out.push(static_cast<uint32_t>(model_.byte_ids[bytes[i]]));
+  segment.summed = segment.out.size();
+}
+
+// The ids of the best path through a unit, and their number; kTied if another path is as good.
+template <class Char, class Id>
+uint8_t UnitSearch::solve(const Char* unit, size_t length, Id* ids) const {
+  struct Best {
+    int64_t cost;
+    int32_t id;
+    uint8_t length;  // of the last piece
+    bool tied;
+  };
+  std::array<Best, kLongestUnit + 1> best;
+  std::array<uint32_t, kLongestUnit> codes;
+  for (size_t i = 0; i < length; ++i) {
+    codes[i] = model_.codes[static_cast<char32_t>(unit[i])];
+    best[i + 1].cost = std::numeric_limits<int64_t>::min();
+  }
+  best[0].cost = 0;
+  const Trie::Node* const nodes = model_.trie.nodes();
+  const int32_t* const costs = rules_.costs();
+  for (size_t start = 0; start < length; ++start) {
+    const int64_t so_far = best[start].cost;
+    int32_t node = Trie::kRoot;
+    for (size_t i = start; i < length; ++i) {
+      const int32_t child = nodes[node].base + static_cast<int32_t>(codes[i]);
+      if (nodes[child].parent != node) break;
+      node = child;
+      const int32_t id = nodes[node].id;
+      if (id < 0) continue;
+      const int64_t cost = so_far + costs[id];
+      Best& end = best[i + 1];
+      if (cost > end.cost) {
+        end = {cost, id, static_cast<uint8_t>(i + 1 - start), false};
+      } else if (cost == end.cost) {
+        end.tied = true;
+      }
+    }
+  }
+  size_t count = 0;
+  for (size_t i = length; i > 0; i -= best[i].length, ++count) {
+    if (best[i].tied) return UnitMemo::kTied;
+    ids[count] = static_cast<Id>(best[i].id);
+  }
+  std::reverse(ids, ids + count);
+  return static_cast<uint8_t>(count);
+}
+
+template void UnitSearch::run(const uint8_t*, size_t, bool, IdBuffer<uint16_t>&);
+template void UnitSearch::run(const char16_t*, size_t, bool, IdBuffer<uint16_t>&);
+template void UnitSearch::run(const char32_t*, size_t, bool, IdBuffer<uint16_t>&);
+template void UnitSearch::run(const uint8_t*, size_t, bool, IdBuffer<uint32_t>&);
+template void UnitSearch::run(const char16_t*, size_t, bool, IdBuffer<uint32_t>&);
+template void UnitSearch::run(const char32_t*, size_t, bool, IdBuffer<uint32_t>&);
+
+}  // namespace llmjp::tokenizer

@@ -1,0 +1,96 @@
+// The Unigram search unit by unit: the same ids as SequentialSearch, several times faster.
+//
+// A unit is a stretch of text between two positions that no piece spans; for most text it is a word
+// or a few characters. Its best path does not depend on its surroundings but for rounding, and
+// rounding decides only between paths whose exact sums are equal. So a unit is searched with
+// integer scores, and its ids are remembered. Where two paths to a position on the best one are
+// equal, the unit is left to SequentialSearch, which starts from the sum of doubles that it would
+// have had there itself: the scores of all ids before, added up in the order of the text.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <string>
+
+#include "tokenizer/id_buffer.h"
+#include "tokenizer/model.h"
+#include "tokenizer/sequential_search.h"
+#include "tokenizer/unit_memo.h"
+#include "tokenizer/unit_rules.h"
+
+namespace llmjp::tokenizer {
+
+class UnitSearch {
+ public:
+  UnitSearch(const Model& model, const UnitRules& rules, SequentialSearch& sequential,
+             int memo_bits)
+      : model_(model), rules_(rules), sequential_(sequential), memo_(memo_bits) {}
+
+  // Appends the ids of a segment, with "▁" before it if `prefix`. Its text holds no added token
+  // that is looked for in raw text. rules.usable(). Throws LoneSurrogate.
+  template <class Char, class Id>
+  void run(const Char* text, size_t size, bool prefix, IdBuffer<Id>& out);
+
+ private:
+  static constexpr size_t kLongestUnit = UnitRules::kLongestUnit;
+  static constexpr size_t kBlock = 64;  // characters
+  // Ids of a block, of the unit that reaches into it, and what a memo entry writes beyond its own.
+  static constexpr size_t kBlockIds = kBlock + kLongestUnit + UnitMemo::kKeyBytes;
+
+  // A segment on its way.
+  template <class Id>
+  struct Segment {
+    IdBuffer<Id>& out;
+    double sum;  // of doubles, up to the id at `summed`
+    size_t summed;
+  };
+
+  // The sum of doubles so far. All ids since the last call are pieces that stand for themselves.
+  template <class Id>
+  double fold(Segment<Id>& segment) const {
+    const double* const scores = model_.spec.scores.data();
+    double sum = segment.sum;
+    for (size_t i = segment.summed; i < segment.out.size(); ++i) sum += scores[segment.out[i]];
+    segment.summed = segment.out.size();
+    return segment.sum = sum;
+  }
+
+  template <class Char, class Id>
+  void search_plainly(const Char* text, size_t size, bool prefix, Segment<Id>& segment) {
+    segment.sum = sequential_.run(text, size, prefix, fold(segment), segment.out);
+    segment.summed = segment.out.size();
+  }
+
+  template <class Id>
+  void run_wide(const char32_t* text, size_t size, bool prefix, Segment<Id>& segment);
+  template <class Char, class Id>
+  void run_between_literals(const Char* text, size_t size, bool prefix, Segment<Id>& segment);
+  template <class Char, class Id>
+  void run_units(const Char* text, size_t size, bool prefix, Segment<Id>& segment);
+  template <class Char, class Id>
+  size_t run_first(const Char* text, size_t size, Segment<Id>& segment);
+
+  template <class Char, class Id>
+  void append_unit(const Char* unit, size_t length, Segment<Id>& segment);
+  template <class Char, class Id>
+  bool append_exact(const Char* unit, size_t length, IdBuffer<Id>& out);
+  // A piece of its own. (A character may have a code because a piece holds it that is never met.)
+  bool is_known(char32_t c) const {
+    const int32_t node = model_.trie.step(Trie::kRoot, model_.codes[c]);
+    return node >= 0 && model_.trie.node(node).id >= 0;
+  }
+  template <class Id>
+  void append_unknown(char32_t c, Segment<Id>& segment);
+  template <class Char, class Id>
+  uint8_t solve(const Char* unit, size_t length, Id* ids) const;
+
+  const Model& model_;
+  const UnitRules& rules_;
+  SequentialSearch& sequential_;
+  UnitMemo memo_;
+  std::u16string narrowed_;
+};
+
+}  // namespace llmjp::tokenizer
