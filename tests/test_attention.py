@@ -325,6 +325,41 @@ def test_strided_inputs(device: str) -> None:
     )
 
 
+def test_rows_that_begin_anywhere(device: str) -> None:
+    """Rows that are not 16-byte aligned, and elements that do not lie side by side."""
+    odd = torch.randn(2, 12, 3, 2, 17, device=device, dtype=torch.bfloat16)
+    apart = torch.randn(2, 12, 3, 2, 32, device=device, dtype=torch.bfloat16)
+    for inputs in (odd[..., 1:].unbind(2), apart[..., ::2].unbind(2)):
+        check(device, torch.bfloat16, (12, 12, 2, 2, 16), {"causal": True}, inputs=list(inputs))
+
+
+def test_offsets_beyond_32_bits(device: str) -> None:
+    """Three tokens spread over more than 2^31 elements, of which only their rows are touched."""
+    step = 2**30
+    if device == "cuda" and torch.cuda.mem_get_info()[0] < 6 * step:
+        pytest.skip("needs 6 GiB of free GPU memory")
+    memory = torch.empty(2 * step + 3 * 128, device=device, dtype=torch.bfloat16)
+    inputs = [
+        torch.as_strided(memory, (1, 3, 2, 64), (0, step, 64, 1), 128 * i).normal_()
+        for i in range(3)
+    ]
+    actual = llmjp_ext.attention(*inputs, causal=True)
+    assert torch.equal(actual, llmjp_ext.attention(*(t.clone() for t in inputs), causal=True))
+
+
+def test_padding_may_hold_anything(device: str) -> None:
+    """The kernel does not read keys and values outside [starts_k, seqlens_k)."""
+    if not runs_kernels(device):
+        pytest.skip("the PyTorch implementation multiplies padding by 0")
+    q, k, v = tensors((9, 150, 2, 1, 64), device, torch.bfloat16)
+    padding = {"starts_k": lengths(70, 3), "seqlens_k": lengths(140, 20)}
+    padding = {name: value.to(device) for name, value in padding.items()}
+    expected = llmjp_ext.attention(q, k, v, **padding)
+    for t in (k, v):
+        t[0, :70] = t[0, 140:] = t[1, :3] = t[1, 20:] = torch.nan
+    assert torch.equal(llmjp_ext.attention(q, k, v, **padding), expected)
+
+
 @pytest.mark.parametrize("shape", [(0, 4, 2, 2, 8), (4, 0, 2, 2, 8), (0, 0, 2, 1, 8)], ids=str)
 def test_empty_inputs(device: str, shape: tuple[int, int, int, int, int]) -> None:
     """No queries give nothing; no keys give rows of 0 and -inf, and gradients of 0."""
@@ -455,3 +490,48 @@ def test_errors_name_what_was_given(given, options, error, words) -> None:
     v = given.get("v", given["k"])
     with pytest.raises(error, match=words):
         llmjp_ext.attention(given["q"], given["k"], v, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"q": torch.ones(1, 3, 4, 8)}, "q must be float16 or bfloat16 on CUDA, got float32"),
+        ({"q": torch.ones(3, 4, 8).half()}, r"head_dim\], got \[3, 4, 8\]"),
+        ({"k": torch.ones(1, 5, 3, 8).half()}, r"v must have shape \[1, 5, 3, 8\]"),
+        ({"v": torch.ones(1, 5, 2, 8).bfloat16()}, "v must be float16 here, got bfloat16"),
+        ({"kv": torch.ones(1, 5, 3, 8).half()}, "multiple of k's, got 4 and 3"),
+        ({"qkv": torch.ones(1, 5, 4, 264).half()}, "head_dim must be at most 256 on CUDA, got 264"),
+        ({"starts_k": torch.ones(1)}, "starts_k must be int32"),
+        ({"seqlens_k": lengths(1, 2)}, r"seqlens_k must have shape \[1\], got \[2\]"),
+        ({"alibi_slopes": torch.ones(2, 4)}, r"alibi_slopes must have shape \[1, 4\]"),
+        ({"window_left": -2}, "window_left must be at least -1, got -2"),
+        ({"softcap": -1.0}, "softcap must not be negative"),
+        ({"dropout_p": 0.5}, "dropout_p needs random_state"),
+        ({"dropout_p": 0.5, "random_state": torch.ones(2)}, "random_state must be int64"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_kernel_checks_what_it_is_given(change, words) -> None:
+    """A direct call of the raw op with what the public function would have refused."""
+    arguments = {
+        "q": torch.ones(1, 3, 4, 8).half(),
+        "k": torch.ones(1, 5, 2, 8).half(),
+        "v": torch.ones(1, 5, 2, 8).half(),
+        **dict.fromkeys(("alibi_slopes", "starts_k", "seqlens_k", "random_state", "scale")),
+        "window_left": -1,
+        "window_right": -1,
+        "softcap": 0.0,
+        "dropout_p": 0.0,
+    }
+    for name, value in change.items():
+        for single in name if name in ("kv", "qkv") else (name,):
+            arguments[single] = value
+    with simulated_kernels(in_pytorch=("attention_bwd",)), pytest.raises(RuntimeError, match=words):
+        torch.ops.llmjp_ext_simt.attention_fwd(**arguments)
+
+
+def test_no_kernel_is_left_out_unseen() -> None:
+    """Simulated, an op that has a kernel cannot be asked for in PyTorch."""
+    refused = pytest.raises(ValueError, match="attention_fwd has a kernel")
+    with refused, simulated_kernels(in_pytorch=("attention_fwd",)):
+        pass

@@ -109,6 +109,14 @@ def test_planted_faults_are_seen(tmp_path: Path) -> None:
     faults = reports.faults_in_code(scalar, reports.machine_code(cubin, None)[scalar.symbol])
     assert len(faults) == 4, faults  # too few wide and too many narrow, both loads and stores
 
+    copied = replace(
+        scalar,
+        name="attention_forward_kernel",
+        arguments=("float16", "ForwardTile<64, 128, 128, 4, 2>", "false"),
+    )
+    faults = reports.faults_in_code(copied, reports.machine_code(cubin, None)[scalar.symbol])
+    assert "has 0 HMMA, expected 256" in "".join(faults)
+
 
 def test_access_widths_are_read_from_opcodes() -> None:
     """Suffixes of SASS opcodes give the width, whatever modifiers stand beside them."""

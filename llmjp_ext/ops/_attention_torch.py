@@ -100,13 +100,18 @@ def _flash_mask(q: Tensor, k: Tensor, scoring: Scoring) -> tuple[Tensor | None, 
     return torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf), False
 
 
+def _heads_first(x: Tensor) -> Tensor:
+    """[batch, heads, tokens, head_dim]; aten's backward misreads a last stride that is not 1."""
+    return (x if x.stride(-1) == 1 else x.contiguous()).transpose(1, 2)
+
+
 def _flash_forward(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        q.transpose(1, 2),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
+        _heads_first(q),
+        _heads_first(k),
+        _heads_first(v),
         0.0,
         is_causal,
         attn_mask=mask,
@@ -129,7 +134,7 @@ def _flash_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        *(t.transpose(1, 2) for t in (dout, q, k, v, out)),
+        *(_heads_first(t) for t in (dout, q, k, v, out)),
         # Any finite lse gives a fully masked row its probabilities of 0; -inf would give NaN.
         lse.masked_fill(lse == -torch.inf, 0.0),
         0.0,
