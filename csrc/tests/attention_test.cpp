@@ -6,8 +6,10 @@
 #include <cmath>
 #include <random>
 #include <string>
+#include <tuple>
 #include <vector>
 
+#include "attention/attention_forward.cuh"
 #include "attention/tiles.h"
 #include "device/dtype.h"
 #include "tests/check.h"
@@ -142,8 +144,51 @@ TEST(attention_of_several_tiles_keeps_its_bits_in_any_order) {
   check_problem({140, 90, 1, 1, 128, 60, 0, 0});  // the first queries see no key
 }
 
+// Extra passes over shared memory that ldmatrix needs in one launch.
+template <int kHeadDim, bool kGeneral>
+uint64_t conflicts() {
+  using Tile = typename attention::TileOf<kHeadDim, kGeneral>::type;
+  const int tokens = 130, keys = 140;
+  std::mt19937 random(3);
+  Matrix q(tokens, 1, kHeadDim, kHeadDim), k(keys, 1, kHeadDim, kHeadDim);
+  q.draw(random), k.draw(random);
+  std::vector<bfloat16> out(q.elements.size());
+  std::vector<float> lse(tokens);
+  attention::AttentionForward params{};
+  params.q = q.elements.data();
+  params.k = params.v = k.elements.data();
+  params.out = out.data();
+  params.lse = lse.data();
+  params.q_strides = params.k_strides = params.v_strides = q.strides();
+  params.batch = params.heads = params.kv_heads = 1;
+  params.tokens = tokens;
+  params.keys = keys;
+  params.head_dim = kHeadDim;
+  params.window_left = params.window_right = -1;
+  params.scale = params.exponent_scale = 0.1f;
+  const int64_t pass = attention::rows_of_pass(Tile::kThreads, kHeadDim) * kHeadDim;
+  const int64_t tile = int64_t{Tile::kKeys} * kHeadDim;
+  const auto order = attention::schedule(tokens, keys, 1, 1, 1, kHeadDim, Tile::kRows);
+  const auto grid =
+      tests::grid(static_cast<int>(order.blocks()), Tile::kThreads, Tile::kSharedBytes);
+  const simt::Statistics seen = simt::launch(grid, [&] {
+    attention::attention_forward_kernel<bfloat16, Tile, kGeneral>(params, order,
+                                                                  {pass, pass, pass, tile, tile});
+  });
+  CHECK(seen.warp_instructions > 0);
+  return seen.matrix_row_conflicts;
+}
+
+TEST(attention_reads_its_tiles_without_bank_conflicts) {
+  CHECK_EQUAL((conflicts<64, false>()), uint64_t{0});
+  CHECK_EQUAL((conflicts<64, true>()), uint64_t{0});
+  CHECK_EQUAL((conflicts<128, false>()), uint64_t{0});
+  CHECK_EQUAL((conflicts<128, true>()), uint64_t{0});
+  CHECK_EQUAL((conflicts<256, false>()), uint64_t{0});
+}
+
 TEST(attention_blocks_cover_every_head_and_row_once_and_the_longest_come_first) {
-  for (const auto [tokens, keys, batch, heads] :
+  for (const auto& [tokens, keys, batch, heads] :
        {std::tuple{1000, 1000, 2, 6}, std::tuple{300, 100000, 3, 8}, std::tuple{5, 7, 1, 1}}) {
     const attention::Schedule order =
         attention::schedule(tokens, keys, batch, heads, heads / (heads > 1 ? 2 : 1), 128, 128);
