@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "tokenizer/find_character.h"
 #include "tokenizer/specification.h"
 
 namespace llmjp::tokenizer {
@@ -50,9 +51,7 @@ class AddedTokens {
     if (first_characters_.size() == 1) {  // the usual case, "<"
       const char32_t wanted = first_characters_[0];
       if (static_cast<char32_t>(static_cast<Char>(wanted)) != wanted) return size;
-      const Char narrow = static_cast<Char>(wanted);
-      while (i < size && text[i] != narrow) ++i;
-      return i;
+      return find_character(text, i, size, static_cast<Char>(wanted));
     }
     while (i < size && first_characters_.find(text[i]) == std::u32string::npos) ++i;
     return i;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <string>
 #include <unordered_set>
 
@@ -17,6 +18,12 @@ std::unordered_set<std::string> never_met(const Model& model) {
       contents.insert(token.content);
   }
   return contents;
+}
+
+uint16_t load_pair(const uint8_t* characters) {
+  uint16_t pair;
+  std::memcpy(&pair, characters, sizeof pair);
+  return pair;
 }
 
 }  // namespace
@@ -77,7 +84,8 @@ UnitRules::UnitRules(const Model& model) : codes_(model.codes) {
   }
   narrow_joins_.assign(0x10000, 0);
   for (uint32_t pair = 0; pair < 0x10000; ++pair) {
-    narrow_joins_[pair] = joined_rows(rows_[pair >> 8], rows_[pair & 0xFF]) ? 1 : 0;
+    const uint8_t characters[2] = {static_cast<uint8_t>(pair >> 8), static_cast<uint8_t>(pair)};
+    narrow_joins_[load_pair(characters)] = joined(characters[0], characters[1]) ? 1 : 0;
   }
   find_runs(model);
   usable_ = true;
@@ -128,28 +136,46 @@ void UnitRules::find_runs(const Model& model) {
   if (runs < 1 || holding != runs || model.spec.scores[run_ids_[1]] >= 0.0) run_ids_.resize(1);
 }
 
+// Blocks are whole but for a text's last one, and worth a loop of known length.
+
 uint64_t UnitRules::cuts(const uint8_t* text, size_t from, size_t count) const {
+  const uint8_t* const pairs = text + from - 1;
+  const uint8_t* const joins = narrow_joins_.data();
   uint64_t joined = 0;
-  uint32_t previous = text[from - 1];
-  for (size_t i = 0; i < count; ++i) {
-    const uint32_t c = text[from + i];
-    joined = joined >> 1 | uint64_t{narrow_joins_[previous << 8 | c]} << 63;
-    previous = c;
+  if (count == 64) {
+    for (size_t i = 0; i < 64; i += 8) {
+      uint64_t bits = 0;
+      for (size_t k = 0; k < 8; ++k) bits |= uint64_t{joins[load_pair(pairs + i + k)]} << k;
+      joined |= bits << i;
+    }
+    return ~joined;
   }
-  return ~joined >> (64 - count);
+  for (size_t i = 0; i < count; ++i) joined |= uint64_t{joins[load_pair(pairs + i)]} << i;
+  return ~joined & ((uint64_t{1} << count) - 1);
 }
 
 uint64_t UnitRules::cuts(const char16_t* text, size_t from, size_t count) const {
   const uint64_t* const joins = joins_.data();
   const uint16_t* const rows = rows_.data();
+  const size_t words = row_words_;
   uint64_t joined = 0;
-  uint32_t previous = rows[text[from - 1]];
-  for (size_t i = 0; i < count; ++i) {
-    const uint32_t next = rows[text[from + i]];
-    const uint64_t word = joins[previous * row_words_ + (next >> 6)];
-    joined = joined >> 1 | word >> (next & 63) << 63;
-    previous = next;
+  const uint64_t* row = joins + rows[text[from - 1]] * words;
+  const auto step = [&](size_t i) {
+    const size_t next = rows[text[from + i]];
+    const uint64_t bit = row[next >> 6] >> (next & 63) << 63;
+    row = joins + next * words;
+    joined = joined >> 1 | bit;
+  };
+  if (count == 64) {
+    for (size_t i = 0; i < 64; i += 4) {
+      step(i);
+      step(i + 1);
+      step(i + 2);
+      step(i + 3);
+    }
+    return ~joined;
   }
+  for (size_t i = 0; i < count; ++i) step(i);
   return ~joined >> (64 - count);
 }
 

@@ -71,7 +71,7 @@ class UnitRules {
   std::vector<int32_t> costs_;
   std::vector<uint16_t> rows_;         // by character up to U+FFFF
   std::vector<uint64_t> joins_;        // a bit for each pair of rows
-  std::vector<uint8_t> narrow_joins_;  // the same for pairs of characters up to U+00FF
+  std::vector<uint8_t> narrow_joins_;  // 0 or 1 for pairs of bytes, in memory's order
   size_t row_words_ = 1;
   std::vector<uint32_t> run_ids_;
   const CharacterCodes& codes_;

@@ -4,25 +4,10 @@
 #include <cmath>
 #include <limits>
 
+#include "tokenizer/find_character.h"
+
 namespace llmjp::tokenizer {
 namespace {
-
-// The first `wanted` in text[from, size), or size.
-size_t find_character(const uint8_t* text, size_t from, size_t size, uint8_t wanted) {
-  if (from >= size) return size;
-  const void* const found = std::memchr(text + from, wanted, size - from);
-  return found == nullptr ? size : static_cast<size_t>(static_cast<const uint8_t*>(found) - text);
-}
-size_t find_character(const char16_t* text, size_t from, size_t size, char16_t wanted) {
-  constexpr size_t kStep = 32;  // without an exit inside, which compilers make vectors of
-  for (; from + kStep <= size; from += kStep) {
-    unsigned found = 0;
-    for (size_t i = 0; i < kStep; ++i) found |= text[from + i] == wanted ? 1U : 0U;
-    if (found != 0) break;
-  }
-  while (from < size && text[from] != wanted) ++from;
-  return from;
-}
 
 constexpr size_t kLiteral = 6;  // characters of <0x41>
 
@@ -103,6 +88,11 @@ void UnitSearch::run_units(const Char* text, size_t size, bool prefix, Segment<I
   size_t begin = prefix ? run_first(text, size, segment) : 0;
   if (begin == size) return;
   IdBuffer<Id>& out = segment.out;
+  // A copy of the text's end, from which keys can be read without reading beyond the text.
+  constexpr size_t kTail = 16 / sizeof(Char);
+  std::array<Char, 2 * kTail> tail{};
+  const size_t in_text = size - std::min(size, kTail);
+  std::copy_n(text + in_text, size - in_text, tail.data());
   for (size_t block = begin + 1;; block += kBlock) {
     const size_t count = std::min(kBlock, size - block);
     uint64_t ends = count == 0 ? 0 : rules_.cuts(text, block, count);
@@ -113,11 +103,10 @@ void UnitSearch::run_units(const Char* text, size_t size, bool prefix, Segment<I
       const size_t end = block + static_cast<size_t>(std::countr_zero(ends));
       const Char* const unit = text + begin;
       const size_t length = end - begin;
-      const bool readable = begin + kKeyLength <= size;
+      const Char* const characters = begin + kTail <= size ? unit : tail.data() + (begin - in_text);
       begin = end;
-      if (length <= kKeyLength && readable &&
-          !(length > 2 && unit[0] == Char{' '} && unit[1] == Char{' '})) {
-        const UnitMemo::Entry* const entry = memo_.find(UnitMemo::key(unit, length));
+      if (length <= kKeyLength && !(length > 2 && unit[0] == Char{' '} && unit[1] == Char{' '})) {
+        const UnitMemo::Entry* const entry = memo_.find(UnitMemo::key(characters, length));
         if (entry != nullptr && entry->count <= kMostIds) {
           entry->copy_ids(ids);
           ids += entry->count;
@@ -191,12 +180,12 @@ bool UnitSearch::append_exact(const Char* unit, size_t length, IdBuffer<Id>& out
   UnitMemo::Key key{};
   bool keyed = true;
   if (length * sizeof(Char) <= UnitMemo::kKeyBytes) {
-    std::array<Char, UnitMemo::kKeyBytes / sizeof(Char)> characters{};
+    std::array<Char, 16 / sizeof(Char)> characters{};
     std::memcpy(characters.data(), unit, length * sizeof(Char));
     key = UnitMemo::key(characters.data(), length);
   } else {
-    std::array<uint8_t, UnitMemo::kKeyBytes> characters{};
-    keyed = length <= characters.size();
+    std::array<uint8_t, 16> characters{};
+    keyed = length <= UnitMemo::kKeyBytes;
     for (size_t i = 0; keyed && i < length; ++i) {
       keyed = unit[i] <= 0xFF;
       characters[i] = static_cast<uint8_t>(unit[i]);

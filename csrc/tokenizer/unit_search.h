@@ -37,7 +37,7 @@ class UnitSearch {
   static constexpr size_t kLongestUnit = UnitRules::kLongestUnit;
   static constexpr size_t kBlock = 64;  // characters
   // Ids of a block, of the unit that reaches into it, and what a memo entry writes beyond its own.
-  static constexpr size_t kBlockIds = kBlock + kLongestUnit + UnitMemo::kKeyBytes;
+  static constexpr size_t kBlockIds = kBlock + kLongestUnit + 16;
 
   // A segment on its way.
   template <class Id>
