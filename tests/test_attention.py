@@ -174,10 +174,11 @@ def test_values_and_gradients(device: str, case: str, dtype: torch.dtype) -> Non
 
 
 # Beside CASES, which are small: lengths about the edges of the kernel's tiles of 128 queries and
-# 32, 64 or 128 keys, every width of a tile, and several blocks of queries and of keys.
+# 32, 64 or 96 keys, every width of a tile, and several blocks of queries and of keys.
 TILE_CASES = {
     "whole tiles": ((128, 128, 2, 2, 128), {}),
     "17 queries": ((17, 64, 2, 1, 128), {"causal": True}),
+    "97 keys": ((33, 97, 2, 1, 64), {}),
     "63 keys": ((65, 63, 2, 1, 64), {"causal": True}),
     "65 keys": ((63, 65, 2, 1, 128), {}),
     "more keys": ((113, 203, 2, 1, 128), {"causal": True}),

@@ -15,6 +15,7 @@
 #include "attention/tiles.h"
 #include "device/cp_async.h"
 #include "device/mma.h"
+#include "device/schedule.h"
 #include "device/shared.h"
 #include "device/tile.h"
 #include "device/vector.h"
@@ -67,7 +68,7 @@ LLMJP_DEVICE CopyShare<T> copy_share(const T* matrix, int64_t row_stride, int64_
 template <class T, int kAtoms, int kTiles, class QTile, class KTile>
 LLMJP_DEVICE void multiply_queries(float (&scores)[kAtoms][kTiles][4], const QTile& q,
                                    const KTile& k, int first_row) {
-  const int lane = device::lane_index();
+  const int lane = device::not_before(device::lane_index());
   LLMJP_UNROLL
   for (int atom = 0; atom < kAtoms; ++atom) {
     LLMJP_UNROLL
@@ -79,9 +80,9 @@ LLMJP_DEVICE void multiply_queries(float (&scores)[kAtoms][kTiles][4], const QTi
   LLMJP_UNROLL
   for (int step = 0; step < QTile::kColumns / 16; ++step) {
     const T* q_rows = q.at(first_row + lane % 16, step, lane / 16);
-    // Two tiles of eight keys at once, in the lanes' order that v's rows are read in too: k and v
-    // then share the registers of their addresses.
-    const T* k_rows = k.at(lane % 16, step, lane / 16);
+    // Two tiles of eight keys at once: lanes 0-15 name the first's two halves of the step, 16-31
+    // the second's, so that an operand's two registers are neighbours and none is moved.
+    const T* k_rows = k.at(lane / 16 * 8 + lane % 8, step, lane / 8 % 2);
     uint32_t q_fragment[kAtoms][4];
     LLMJP_UNROLL
     for (int atom = 0; atom < kAtoms; ++atom) {
@@ -94,9 +95,9 @@ LLMJP_DEVICE void multiply_queries(float (&scores)[kAtoms][kTiles][4], const QTi
       LLMJP_UNROLL
       for (int atom = 0; atom < kAtoms; ++atom) {
         device::mma_m16n8k16<T>(scores[atom][pair * 2], q_fragment[atom],
-                                {k_fragment[0], k_fragment[2]});
+                                {k_fragment[0], k_fragment[1]});
         device::mma_m16n8k16<T>(scores[atom][pair * 2 + 1], q_fragment[atom],
-                                {k_fragment[1], k_fragment[3]});
+                                {k_fragment[2], k_fragment[3]});
       }
     }
   }
@@ -106,7 +107,7 @@ LLMJP_DEVICE void multiply_queries(float (&scores)[kAtoms][kTiles][4], const QTi
 template <class T, int kAtoms, int kTiles, int kOutTiles, class VTile>
 LLMJP_DEVICE void multiply_values(float (&out)[kAtoms][kOutTiles][4],
                                   const float (&p)[kAtoms][kTiles][4], const VTile& v) {
-  const int lane = device::lane_index();
+  const int lane = device::not_before(device::lane_index());
   LLMJP_UNROLL
   for (int step = 0; step < kTiles / 2; ++step) {
     uint32_t p_fragment[kAtoms][4];

@@ -11,6 +11,7 @@
 #include "attention/attention.h"
 #include "device/math.h"
 #include "device/philox.h"
+#include "device/schedule.h"
 #include "device/shuffle.h"
 #include "device/thread.h"
 
@@ -176,6 +177,8 @@ struct Dropout {
   LLMJP_DEVICE void apply(float (&probabilities)[kAtoms][kTiles][4], int first_query,
                           int first_key) const {
     const bool odd = device::lane_index() % 2 != 0;
+    // The keys of Philox' ten rounds follow from the seed: twenty registers.
+    const uint64_t seed_here = device::not_before(seed);
     LLMJP_UNROLL
     for (int atom = 0; atom < kAtoms; ++atom) {
       const int query = first_query + atom * 16 + row_of_lane() + (odd ? 8 : 0);
@@ -184,7 +187,7 @@ struct Dropout {
       LLMJP_UNROLL
       for (int tile = 0; tile < kTiles; ++tile) {
         const device::Random4 drawn =
-            device::philox(seed, offset, static_cast<uint64_t>(row_position + tile * 2));
+            device::philox(seed_here, offset, static_cast<uint64_t>(row_position + tile * 2));
         const uint32_t other0 = device::shuffle_xor(odd ? drawn.words[0] : drawn.words[2], 1);
         const uint32_t other1 = device::shuffle_xor(odd ? drawn.words[1] : drawn.words[3], 1);
         const uint32_t words[4] = {odd ? other0 : drawn.words[0], odd ? other1 : drawn.words[1],

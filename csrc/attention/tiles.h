@@ -36,17 +36,17 @@ struct ForwardTile {
 // which takes at most 255 registers a thread and 81 KB a block.
 //
 //   head_dim  tile           shared  blocks  accumulators
-//         64  128 × 128, 4 w  48 KB       2  64 + 128
+//         64  128 ×  96, 4 w  40 KB       2  64 + 96: with 128 keys nvcc spills
 //        128  128 ×  64, 4 w  64 KB       2  128 + 64
 //        256  128 ×  32, 8 w  96 KB       1  128 + 16: a warp owns 16 queries, since 32 would need
 //                                            256 registers for out alone
 //
-// The general kernel needs registers for its formulas and takes half as many keys at a time.
+// The general kernel needs registers for its formulas and takes fewer keys at a time.
 template <int kHeadDim, bool kGeneral>
 struct TileOf;
 template <>
 struct TileOf<64, false> {
-  using type = ForwardTile<64, 128, 128, 4, 2>;
+  using type = ForwardTile<64, 128, 96, 4, 2>;
 };
 template <>
 struct TileOf<64, true> {
