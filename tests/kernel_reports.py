@@ -127,6 +127,17 @@ EXPECTATIONS: dict[str, Expectation] = {
     ),
     # Adds up at most a few hundred partial rows of fp32; a warp reads 32 neighbouring columns.
     "layer_norm_backward_group_sum_kernel": Expectation(),
+    # Four rows at a time, and the bias once, all in 16 bytes.
+    "bias_gelu_forward_kernel": Expectation(
+        wide=lambda kernel: {} if is_scalar(kernel) else {"LDG": 4, "STG": 4},
+        narrow=lambda kernel: None if is_scalar(kernel) else {"LDG": 0, "STG": 0},
+    ),
+    # Two rows of dy and x at a time; partial sums of dbias leave in 16 bytes too.
+    "bias_gelu_backward_kernel": Expectation(
+        wide=lambda kernel: {} if is_scalar(kernel) else {"LDG": 4, "STG": 3},
+        narrow=lambda kernel: None if is_scalar(kernel) else {"LDG": 0, "STG": 0},
+    ),
+    "bias_gelu_backward_group_sum_kernel": Expectation(),
     # Four loads on their way at a time and one more for the rest; elements before and behind the
     # 16-byte chunks of a row are taken one by one.
     "cross_entropy_forward_kernel": Expectation(wide=lambda kernel: {"LDG": 5}),

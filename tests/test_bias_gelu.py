@@ -11,16 +11,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import llmjp_ext
+from llmjp_ext import _library
 from llmjp_ext.reference import bias_gelu as reference
 from llmjp_ext.testing import GRADIENT_FACTOR, assert_accurate
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> str:
-    """The op has no CUDA kernel yet, so nothing of it runs simulated."""
-    return request.param
 
 
 def plain(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
@@ -66,7 +61,7 @@ def test_values_and_gradients(
     device: str, with_bias: bool, approximate: str, dtype: torch.dtype
 ) -> None:
     """Both functions in each dtype, over widths odd and even and values in all parts of GELU."""
-    for shape in ((3, 1), (5, 7, 33), (64, 256), (1, 1023)):
+    for shape in ((64, 3), (5, 7, 33), (64, 256), (1, 1023)):
         x = (torch.randn(shape) * 3).to(device, dtype)
         bias = torch.randn(shape[-1]).to(device, dtype) if with_bias else None
         check(x, bias, approximate)
@@ -76,6 +71,50 @@ def test_values_and_gradients(
 def test_float32_bias_beside_16_bit_rows(device: str, dtype: torch.dtype) -> None:
     """Parameters kept in float32, as under autocast."""
     check(torch.randn(37, 48).to(device, dtype), torch.randn(48, device=device), "tanh")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_many_rows_and_wide_ones(device: str, dtype: torch.dtype) -> None:
+    """More rows than groups of warps share out, rows of several tiles of columns, one row."""
+    for shape in ((403, 40), (403, 33), (7, 4104), (1, 2056)):
+        check(
+            torch.randn(shape).to(device, dtype), torch.randn(shape[-1]).to(device, dtype), "none"
+        )
+        check(torch.randn(shape).to(device, dtype), None, "tanh")
+
+
+def test_far_tails(device: str) -> None:
+    """Where the exponentials overflow or vanish, GELU is 0 or its argument and its slope 0 or 1."""
+    x = torch.tensor([[-1e4, -300.0, -20.0, 20.0, 300.0, 1e4, 0.0, -0.0]], device=device)
+    for approximate in ("none", "tanh"):
+        y, dx, _ = run(op, x, torch.zeros(8, device=device), approximate, torch.ones_like(x))
+        assert torch.equal(y, x.clamp_min(0))
+        assert torch.equal(dx, torch.tensor([[0.0, 0, 0, 1, 1, 1, 0.5, 0.5]], device=device))
+
+
+def test_bias_gradients_repeat(device: str) -> None:
+    """Bit for bit, although simulated threads run in another order each time."""
+    x, dy = torch.randn(2, 301, 72, device=device)
+    bias = torch.randn(72, device=device)
+    first, second = (run(op, x, bias, "none", dy) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_the_native_op_refuses_what_would_read_beyond_memory(device: str) -> None:
+    """Called past the Python checks, the bindings still guard shapes and dtypes."""
+    if _library.ops is torch.ops.llmjp_ext and device == "cpu":
+        pytest.skip("the CPU implementation is PyTorch, which checks by itself")
+    ops, x, bias = _library.ops, torch.ones(2, 8, device=device), torch.ones(8, device=device)
+    with pytest.raises(RuntimeError, match=r"bias must have shape \[8\], got \[7\]"):
+        ops.bias_gelu_fwd(x, bias[:7], "none")
+    with pytest.raises(RuntimeError, match="'none' or 'tanh', got 'erf'"):
+        ops.bias_gelu_fwd(x, bias, "erf")
+    with pytest.raises(RuntimeError, match=r"bias must be float32 .* got float16"):
+        ops.bias_gelu_fwd(x, bias.half(), "none")
+    with pytest.raises(RuntimeError, match=r"dy must have shape \[2, 8\], got \[1, 8\]"):
+        ops.bias_gelu_bwd(x[:1], x, bias, "none")
+    with pytest.raises(RuntimeError, match="dy must be float32 here, got float16"):
+        ops.bias_gelu_bwd(x.half(), x, bias, "none")
 
 
 def test_the_sum_is_not_rounded(device: str) -> None:

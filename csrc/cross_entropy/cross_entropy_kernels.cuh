@@ -75,7 +75,7 @@ struct RowSum {
   LLMJP_DEVICE void take(const float (&values)[kCount], bool with_shifted, float shift) {
     float most = values[0];
     LLMJP_UNROLL
-    for (int i = 1; i < kCount; ++i) most = values[i] > most ? values[i] : most;
+    for (int i = 1; i < kCount; ++i) most = device::larger(most, values[i]);
     if (most > largest) {
       sum *= exponential_of<X>(largest - most);
       largest = most;
@@ -200,8 +200,9 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kThreads, kBlocks<kThreads>)
       device::store(dx_body + chunk * kChunk, zeros);
     if (tail + thread < p.vocab && tail + thread >= first) dx[tail + thread] = zero;
   };
-  if (target == p.ignore_index) return write_zeros(0);
 
+  // Columns that get a gradient.
+  const int64_t counted = target == p.ignore_index ? 0 : p.classes;
   const bool valid = target >= 0 && target < p.classes;
   const float g = valid ? p.dloss[row * p.dloss_stride] : __builtin_nanf("");
   const float largest = p.largest[row];
@@ -236,7 +237,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kThreads, kBlocks<kThreads>)
   };
 
   // Chunks that hold a valid class; the last of them may reach into the padding.
-  const int64_t with_classes = p.classes <= head ? 0 : (p.classes - head + kChunk - 1) / kChunk;
+  const int64_t with_classes = counted <= head ? 0 : (counted - head + kChunk - 1) / kChunk;
   const int64_t last = with_classes < chunks ? with_classes : chunks;
   const X* body = x + head;
   int64_t chunk = thread;
@@ -250,10 +251,10 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kThreads, kBlocks<kThreads>)
   }
   for (; chunk < last; chunk += kThreads)
     write_chunk(chunk, device::load<Vector<X, kChunk>>(body + chunk * kChunk));
-  for (int64_t column = thread; column < head && column < p.classes; column += kThreads)
+  for (int64_t column = thread; column < head && column < counted; column += kThreads)
     write_element(column);
-  if (tail + thread < p.classes) write_element(tail + thread);
-  write_zeros(p.classes);
+  if (tail + thread < counted) write_element(tail + thread);
+  write_zeros(counted);
 }
 
 }  // namespace llmjp::cross_entropy

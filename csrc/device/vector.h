@@ -53,9 +53,19 @@ LLMJP_DEVICE V load(const T* address) {
   return *reinterpret_cast<const V*>(address);
 }
 
+// 16 bytes are named as one instruction: the compiler else stores elements one by one where they
+// were computed in branches.
 template <class V, class T>
 LLMJP_DEVICE void store(T* address, const V& value) {
-  *reinterpret_cast<V*>(address) = value;
+  if constexpr (sizeof(V) == 16) {
+    uint32_t r[4];
+    memcpy(r, &value, 16);
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(r[0]), "r"(r[1]),
+                 "r"(r[2]), "r"(r[3])
+                 : "memory");
+  } else {
+    *reinterpret_cast<V*>(address) = value;
+  }
 }
 
 // Global memory that this kernel reads once: ld.global.nc.L1::no_allocate leaves the first-level
