@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llmjp_ext.ops.bias_gelu import bias_gelu as bias_gelu
     from llmjp_ext.ops.cross_entropy import cross_entropy as cross_entropy
     from llmjp_ext.ops.layer_norm import layer_norm as layer_norm
+    from llmjp_ext.ops.rms_norm import rms_norm as rms_norm
     from llmjp_ext.ops.sample import sample as sample
     from llmjp_ext.tokenizer import Tokenizer as Tokenizer
 
@@ -28,6 +29,7 @@ _HOME_OF_NAME = {
     "bias_gelu": "llmjp_ext.ops.bias_gelu",
     "cross_entropy": "llmjp_ext.ops.cross_entropy",
     "layer_norm": "llmjp_ext.ops.layer_norm",
+    "rms_norm": "llmjp_ext.ops.rms_norm",
     "sample": "llmjp_ext.ops.sample",
 }
 _SUBMODULES = ("nn", "reference")
@@ -42,6 +44,7 @@ __all__ = [
     "layer_norm",
     "nn",
     "reference",
+    "rms_norm",
     "sample",
 ]
 

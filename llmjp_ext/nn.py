@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from llmjp_ext.ops.layer_norm import layer_norm
+from llmjp_ext.ops.rms_norm import rms_norm
 
 
 class LayerNorm(torch.nn.LayerNorm):
@@ -27,3 +28,28 @@ class LayerNorm(torch.nn.LayerNorm):
         self, x: Tensor, residual: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         return layer_norm(x, self.weight, self.bias, self.eps, residual=residual)
+
+
+class RMSNorm(torch.nn.Module):
+    """torch.nn.RMSNorm over one last dimension, on llmjp_ext.rms_norm, with the same state dict.
+
+    Returns x's dtype under autocast too. Forward takes an optional residual: then it returns
+    (norm(r), r) with r = x + residual.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        eps: float = 1e-6,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = torch.nn.Parameter(torch.ones(width, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        return rms_norm(x, self.weight, self.eps, residual=residual)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, eps={self.eps}"

@@ -81,6 +81,53 @@ def sanitize_layer_norm(device: torch.device) -> int:
     return 2 * 2 * len(few + many)
 
 
+def sanitize_rms_norm(device: torch.device) -> int:
+    """Every path of rms_norm, which runs layer_norm's kernels compiled without the mean."""
+    cases = [
+        *itertools.product([ROWS], LAYER_NORM_WIDTHS, SAME_DTYPES, (False, True)),
+        *itertools.product([ROWS], MIXED_WIDTHS, MIXED_DTYPES, (False, True)),
+        (PERSISTENT_ELEMENTS // 2048, 2048, SAME_DTYPES[2], True),
+    ]
+    for rows, width, (x_dtype, residual_dtype, weight_dtype), with_residual in cases:
+        x = torch.randn(rows, width + 16, device=device, dtype=x_dtype)[:, :width]
+        x = x.detach().requires_grad_()
+        weight = torch.randn(width, device=device, dtype=weight_dtype, requires_grad=True)
+        row, residual = x.detach().float(), None
+        if with_residual:
+            residual = torch.randn(rows, width, device=device, dtype=residual_dtype)
+            y, r = llmjp_ext.rms_norm(x, weight, residual=residual)
+            row = (x + residual).detach().float()
+            (y.float().sum() + r.float().sum()).backward()
+        else:
+            y = llmjp_ext.rms_norm(x, weight)
+            y.float().sum().backward()
+        expected = torch.nn.functional.rms_norm(row, (width,), weight.float(), 1e-6)
+        torch.testing.assert_close(y.float(), expected, rtol=0.05, atol=0.05)
+        for leaf in (x, weight):
+            assert leaf.grad is not None
+            assert bool(leaf.grad.isfinite().all())
+    return 2 * len(cases)
+
+
+def sanitize_bias_gelu(device: torch.device) -> int:
+    """Both functions, with and without a bias, aligned and not, few rows and many."""
+    shapes = ((1, 8), (5, 1023), (9, 4096), (3001, 264), (PERSISTENT_ELEMENTS // 8192, 8192))
+    dtypes = {(x, bias) for x, _, bias in (*SAME_DTYPES, *MIXED_DTYPES)}
+    cases = list(itertools.product(shapes, sorted(dtypes, key=str), ("none", "tanh"), (0, 1)))
+    for (rows, width), (x_dtype, bias_dtype), approximate, with_bias in cases:
+        x = torch.randn(rows, width, device=device, dtype=x_dtype, requires_grad=True)
+        bias = torch.randn(width, device=device, dtype=bias_dtype, requires_grad=True)
+        y = llmjp_ext.bias_gelu(x, bias if with_bias else None, approximate=approximate)
+        y.float().sum().backward()
+        u = x.detach().float() + (bias.detach().float() if with_bias else 0.0)
+        expected = torch.nn.functional.gelu(u, approximate=approximate)
+        torch.testing.assert_close(y.float(), expected, rtol=0.05, atol=0.05)
+        for leaf in (x, bias) if with_bias else (x,):
+            assert leaf.grad is not None
+            assert bool(leaf.grad.isfinite().all())
+    return 2 * len(cases)
+
+
 def sanitize_cross_entropy(device: torch.device) -> int:
     """Both sizes of block, every alignment, padding, ignored and wrong targets, in place or not."""
     calls = 0
@@ -145,6 +192,8 @@ def main() -> int:
     torch.manual_seed(0)
     for name, sanitize in (
         ("layer_norm", sanitize_layer_norm),
+        ("rms_norm", sanitize_rms_norm),
+        ("bias_gelu", sanitize_bias_gelu),
         ("cross_entropy", sanitize_cross_entropy),
         ("attention", sanitize_attention),
     ):

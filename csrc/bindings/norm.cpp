@@ -1,4 +1,4 @@
-// LayerNorm ops: checks, outputs, and the launch.
+// LayerNorm and RMSNorm ops: checks, outputs, and the launch.
 #include "norm/layer_norm.h"
 
 #include <tuple>
@@ -45,7 +45,10 @@ void check_types(host::DType x, host::DType row, host::DType weight, const char*
         "float32 residual too.");
 }
 
-// Forward with or without a residual: y, r (undefined without), mean, rstd.
+// RMSNorm is LayerNorm that is not centred.
+enum class Kind { kLayerNorm, kRmsNorm };
+
+// Forward with or without a residual: y, r (undefined without), mean (undefined in RMSNorm), rstd.
 struct ForwardResult {
   Tensor y;
   Tensor r;
@@ -54,8 +57,9 @@ struct ForwardResult {
 };
 
 ForwardResult forward(const Tensor& x, const Tensor* residual, const Tensor& weight,
-                      const std::optional<Tensor>& bias, double eps, const char* op) {
+                      const std::optional<Tensor>& bias, double eps, Kind kind, const char* op) {
   const DeviceScope scope(x);
+  const bool centred = kind == Kind::kLayerNorm;
   const Rows x_rows = rows_of(x, op, "x");
   const Affine affine(weight, bias, x_rows, op);
   const host::DType x_type = dtype_of(x, op, "x");
@@ -75,11 +79,11 @@ ForwardResult forward(const Tensor& x, const Tensor* residual, const Tensor& wei
     result.r = torch::stable::new_empty(*residual, x.sizes());
   }
   if (x_rows.rows == 0 || x_rows.width == 0) {
-    result.mean = new_zero_vector(x, x_rows.rows, ScalarType::Float);
+    if (centred) result.mean = new_zero_vector(x, x_rows.rows, ScalarType::Float);
     result.rstd = new_zero_vector(x, x_rows.rows, ScalarType::Float);
     return result;
   }
-  result.mean = new_vector(x, x_rows.rows, ScalarType::Float);
+  if (centred) result.mean = new_vector(x, x_rows.rows, ScalarType::Float);
   result.rstd = new_vector(x, x_rows.rows, ScalarType::Float);
 
   LayerNormForward params{};
@@ -89,13 +93,14 @@ ForwardResult forward(const Tensor& x, const Tensor* residual, const Tensor& wei
   params.bias = affine.bias_data();
   params.y = result.y.mutable_data_ptr();
   params.r = residual_rows ? result.r.mutable_data_ptr() : nullptr;
-  params.mean = static_cast<float*>(result.mean.mutable_data_ptr());
+  params.mean = centred ? static_cast<float*>(result.mean.mutable_data_ptr()) : nullptr;
   params.rstd = static_cast<float*>(result.rstd.mutable_data_ptr());
   params.rows = x_rows.rows;
   params.width = x_rows.width;
   params.x_stride = x_rows.stride;
   params.residual_stride = residual_rows ? residual_rows->stride : 0;
   params.eps = static_cast<float>(eps);
+  params.centred = centred;
   params.x_type = x_type;
   params.row_type = row_type;
   params.weight_type = affine.type;
@@ -105,7 +110,7 @@ ForwardResult forward(const Tensor& x, const Tensor* residual, const Tensor& wei
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm_fwd(const Tensor& x, const Tensor& weight,
                                                   const std::optional<Tensor>& bias, double eps) {
-  ForwardResult result = forward(x, nullptr, weight, bias, eps, "layer_norm_fwd");
+  ForwardResult result = forward(x, nullptr, weight, bias, eps, Kind::kLayerNorm, "layer_norm_fwd");
   return {result.y, result.mean, result.rstd};
 }
 
@@ -114,15 +119,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm_fwd(const Tensor& x,
                                                               const Tensor& weight,
                                                               const std::optional<Tensor>& bias,
                                                               double eps) {
-  ForwardResult result = forward(x, &residual, weight, bias, eps, "add_layer_norm_fwd");
+  ForwardResult result =
+      forward(x, &residual, weight, bias, eps, Kind::kLayerNorm, "add_layer_norm_fwd");
   return {result.y, result.r, result.mean, result.rstd};
 }
 
-std::tuple<Tensor, Tensor, Tensor> layer_norm_bwd(const Tensor& dy, const std::optional<Tensor>& dr,
-                                                  const Tensor& r, const Tensor& weight,
-                                                  const Tensor& mean, const Tensor& rstd,
-                                                  bool has_bias) {
-  constexpr const char* op = "layer_norm_bwd";
+std::tuple<Tensor, Tensor> rms_norm_fwd(const Tensor& x, const Tensor& weight, double eps) {
+  ForwardResult result =
+      forward(x, nullptr, weight, std::nullopt, eps, Kind::kRmsNorm, "rms_norm_fwd");
+  return {result.y, result.rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor> add_rms_norm_fwd(const Tensor& x, const Tensor& residual,
+                                                    const Tensor& weight, double eps) {
+  ForwardResult result =
+      forward(x, &residual, weight, std::nullopt, eps, Kind::kRmsNorm, "add_rms_norm_fwd");
+  return {result.y, result.r, result.rstd};
+}
+
+// `mean` is null in RMSNorm.
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& dy, const std::optional<Tensor>& dr,
+                                            const Tensor& r, const Tensor& weight,
+                                            const Tensor* mean, const Tensor& rstd, bool has_bias,
+                                            const char* op) {
   const DeviceScope scope(r);
   const Rows r_rows = rows_of(r, op, "r");
   const Affine affine(weight, std::nullopt, r_rows, op);
@@ -142,7 +161,7 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_bwd(const Tensor& dy, const std::o
     check_dtype(statistics, host::DType::kFloat32, op, name);
     return as_array(statistics);
   };
-  const Tensor mean_array = check_statistics(mean, "mean");
+  const Tensor mean_array = mean == nullptr ? Tensor() : check_statistics(*mean, "mean");
   const Tensor rstd_array = check_statistics(rstd, "rstd");
 
   const int64_t bias_length = has_bias ? r_rows.width : 0;
@@ -159,7 +178,8 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_bwd(const Tensor& dy, const std::o
   params.dr = dr_rows ? dr_rows->data() : nullptr;
   params.r = r_rows.data();
   params.weight = affine.weight.const_data_ptr();
-  params.mean = static_cast<const float*>(mean_array.const_data_ptr());
+  params.centred = mean != nullptr;
+  params.mean = params.centred ? static_cast<const float*>(mean_array.const_data_ptr()) : nullptr;
   params.rstd = static_cast<const float*>(rstd_array.const_data_ptr());
   params.dx = dx.mutable_data_ptr();
   params.dweight = dweight.mutable_data_ptr();
@@ -179,6 +199,20 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_bwd(const Tensor& dy, const std::o
   return {dx, dweight, dbias};
 }
 
+std::tuple<Tensor, Tensor, Tensor> layer_norm_bwd(const Tensor& dy, const std::optional<Tensor>& dr,
+                                                  const Tensor& r, const Tensor& weight,
+                                                  const Tensor& mean, const Tensor& rstd,
+                                                  bool has_bias) {
+  return backward(dy, dr, r, weight, &mean, rstd, has_bias, "layer_norm_bwd");
+}
+
+std::tuple<Tensor, Tensor> rms_norm_bwd(const Tensor& dy, const std::optional<Tensor>& dr,
+                                        const Tensor& r, const Tensor& weight, const Tensor& rstd) {
+  const auto [dx, dweight, dbias] =
+      backward(dy, dr, r, weight, nullptr, rstd, false, "rms_norm_bwd");
+  return {dx, dweight};
+}
+
 }  // namespace
 }  // namespace llmjp::bindings
 
@@ -186,4 +220,7 @@ LLMJP_LIBRARY_IMPL(LLMJP_NAMESPACE, LLMJP_DISPATCH_KEY, library) {
   library.impl("layer_norm_fwd", TORCH_BOX(&llmjp::bindings::layer_norm_fwd));
   library.impl("add_layer_norm_fwd", TORCH_BOX(&llmjp::bindings::add_layer_norm_fwd));
   library.impl("layer_norm_bwd", TORCH_BOX(&llmjp::bindings::layer_norm_bwd));
+  library.impl("rms_norm_fwd", TORCH_BOX(&llmjp::bindings::rms_norm_fwd));
+  library.impl("add_rms_norm_fwd", TORCH_BOX(&llmjp::bindings::add_rms_norm_fwd));
+  library.impl("rms_norm_bwd", TORCH_BOX(&llmjp::bindings::rms_norm_bwd));
 }

@@ -22,6 +22,19 @@ LLMJP_LIBRARY(LLMJP_NAMESPACE, library) {
       "bool has_bias)"
       " -> (Tensor dx, Tensor dweight, Tensor dbias)");
 
+  // y = RMSNorm(x); rstd is fp32 [rows].
+  library.def("rms_norm_fwd(Tensor x, Tensor weight, float eps) -> (Tensor y, Tensor rstd)");
+
+  // r = x + residual, y = RMSNorm(r).
+  library.def(
+      "add_rms_norm_fwd(Tensor x, Tensor residual, Tensor weight, float eps)"
+      " -> (Tensor y, Tensor r, Tensor rstd)");
+
+  // Gradients of both; dr is the gradient that reaches r itself.
+  library.def(
+      "rms_norm_bwd(Tensor dy, Tensor? dr, Tensor r, Tensor weight, Tensor rstd)"
+      " -> (Tensor dx, Tensor dweight)");
+
   // Attention of q [batch, tokens, heads, head_dim] over k, v [batch, keys, kv_heads, head_dim];
   // lse is fp32 [batch, heads, tokens]. A window of -1 is open; causal is window_right = 0.
   // random_state, int64 [2], is seed and offset of dropout; scale is head_dim^-1/2 unless given.

@@ -36,7 +36,7 @@ void visit_types(const Params& p, Visit visit) {
   if (given(bf16, bf16, f32)) return visit(Type<bfloat16>{}, Type<bfloat16>{}, Type<float>{});
   if (given(bf16, f32, f32)) return visit(Type<bfloat16>{}, Type<float>{}, Type<float>{});
   throw host::Unsupported(
-      std::string("layer_norm takes x, residual and weight of one type, a 16-bit x and residual "
+      std::string("a norm takes x, residual and weight of one type, a 16-bit x and residual "
                   "with float32 weight, or a 16-bit x with float32 residual and weight; got ") +
       name(p.x_type) + ", " + name(p.row_type) + " and " + name(p.weight_type));
 }
@@ -53,7 +53,8 @@ void layer_norm_forward(const LayerNormForward& params, host::Stream stream) {
 
 int64_t layer_norm_backward_workspace(const LayerNormBackward& params) {
   if (params.rows == 0 || params.width == 0) return 0;
-  return 2 * plan_backward(params, host::device_limits()).groups * params.width;
+  const int sums = params.centred ? 2 : 1;  // of dweight, and of dbias
+  return sums * plan_backward(params, host::device_limits()).groups * params.width;
 }
 
 void layer_norm_backward(const LayerNormBackward& params, host::Stream stream) {

@@ -10,6 +10,10 @@
 //   dweight = Σ_rows dy · x̂,   dbias = Σ_rows dy
 //
 // (Ba, Kiros, Hinton: Layer Normalization, arXiv 1607.06450.) Statistics and sums are fp32.
+//
+// RMSNorm (Zhang, Sennrich, arXiv 1910.07467) is the same with mean = 0 and mean(g) = 0 and without
+// a bias: parameters with `centred` false.
+//
 // Supported (x, row, weight) types: one type for all; 16-bit x and row with fp32 weight; 16-bit x
 // with fp32 row and weight.
 #pragma once
@@ -25,16 +29,17 @@ struct LayerNormForward {
   const void* x;         // [rows, width] of x_type
   const void* residual;  // [rows, width] of row_type, or null
   const void* weight;    // [width] of weight_type
-  const void* bias;      // [width] of weight_type, or null
+  const void* bias;      // [width] of weight_type, or null, as it is unless centred
   void* y;               // [rows, width] of x_type, contiguous
   void* r;               // [rows, width] of row_type, contiguous; written only with a residual
-  float* mean;           // [rows]
+  float* mean;           // [rows]; null unless centred
   float* rstd;           // [rows]
   int64_t rows;
   int64_t width;
   int64_t x_stride;  // elements from one row to the next
   int64_t residual_stride;
   float eps;
+  bool centred;
   host::DType x_type;
   host::DType row_type;
   host::DType weight_type;
@@ -45,17 +50,18 @@ struct LayerNormBackward {
   const void* dr;      // [rows, width] of row_type, or null: the gradient that arrives at r itself
   const void* r;       // [rows, width] of row_type: what was normalised
   const void* weight;  // [width] of weight_type
-  const float* mean;   // [rows]
+  const float* mean;   // [rows]; null unless centred
   const float* rstd;   // [rows]
   void* dx;            // [rows, width] of row_type, contiguous
   void* dweight;       // [width] of weight_type
-  void* dbias;         // [width] of weight_type, or null
+  void* dbias;         // [width] of weight_type, or null, as it is unless centred
   float* workspace;    // layer_norm_backward_workspace() floats
   int64_t rows;
   int64_t width;
   int64_t dy_stride;  // elements from one row to the next
   int64_t dr_stride;
   int64_t r_stride;
+  bool centred;
   host::DType x_type;
   host::DType row_type;
   host::DType weight_type;

@@ -13,6 +13,7 @@
 #pragma once
 
 #include "device/cp_async.h"
+#include "device/group_sum.h"
 #include "device/reduce.h"
 #include "device/vector.h"
 #include "norm/layer_norm.h"
@@ -34,7 +35,7 @@ struct BackwardShared {
   }
 };
 
-template <class X, class R, class W, class RowTile>
+template <class X, class R, class W, bool kCentred, class RowTile>
 LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(RowTile::kThreads, kBackwardBlocks<RowTile>)
     layer_norm_backward_tile_kernel(LayerNormBackward p, int stages) {
   using device::Vector;
@@ -97,7 +98,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(RowTile::kThreads, kBackwardBlocks<RowTile>)
   int step = 0;
   for (int64_t row = group; row < p.rows; row += groups, ++step) {
     const int stage = step % stages;
-    const float mean = p.mean[row];
+    const float mean = kCentred ? p.mean[row] : 0.0f;
     const float rstd = p.rstd[row];
     if (stages == 2) {
       copy_row(row + groups, 1 - stage);
@@ -125,13 +126,13 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(RowTile::kThreads, kBackwardBlocks<RowTile>)
           sums[0] += g;
           sums[1] += g * normalised;
           dweight_sum[c][i] += dy[i] * normalised;
-          dbias_sum[c][i] += dy[i];
+          if constexpr (kCentred) dbias_sum[c][i] += dy[i];
         }
       }
     }
     // Two scratch areas in turn: a slow warp may still read the last row's sums.
     device::block_sum<kWarps>(sums, scratch + (step % 2) * 2 * kWarps);
-    const float mean_g = sums[0] * inverse_width;
+    const float mean_g = kCentred ? sums[0] * inverse_width : 0.0f;
     const float mean_g_normalised = sums[1] * inverse_width;
 
     R* dx = static_cast<R*>(p.dx) + row * p.width;
@@ -163,7 +164,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(RowTile::kThreads, kBackwardBlocks<RowTile>)
     if (stages == 1) copy_row(row + groups, 0);
   }
 
-  // workspace [2][groups][width]: dweight's partial sums, then dbias's.
+  // workspace [2][groups][width]: dweight's partial sums, then, where centred, dbias's.
   float* dweight_partial = p.workspace + group * p.width;
   float* dbias_partial = dweight_partial + groups * p.width;
   constexpr int kPiece = kChunk < 4 ? kChunk : 4;
@@ -181,14 +182,14 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(RowTile::kThreads, kBackwardBlocks<RowTile>)
           dbias_piece.elements[i] = dbias_sum[c][first + i];
         }
         device::store(dweight_partial + chunk * kChunk + first, dweight_piece);
-        device::store(dbias_partial + chunk * kChunk + first, dbias_piece);
+        if constexpr (kCentred) device::store(dbias_partial + chunk * kChunk + first, dbias_piece);
       }
     }
   }
 }
 
 // dx of rows that no tile holds or that are not 16-byte aligned: one block a row, read twice.
-template <class X, class R, class W, int kChunk>
+template <class X, class R, class W, bool kCentred, int kChunk>
 LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kLoopThreads, 1024 / kLoopThreads)
     layer_norm_backward_loop_kernel(LayerNormBackward p) {
   constexpr int kWarps = kLoopThreads / device::kWarpSize;
@@ -200,7 +201,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kLoopThreads, 1024 / kLoopThreads)
   const R* dr = p.dr == nullptr ? nullptr : static_cast<const R*>(p.dr) + row * p.dr_stride;
   const W* weight = static_cast<const W*>(p.weight);
   R* dx = static_cast<R*>(p.dx) + row * p.width;
-  const float mean = p.mean[row];
+  const float mean = kCentred ? p.mean[row] : 0.0f;
   const float rstd = p.rstd[row];
   const float inverse_width = 1.0f / static_cast<float>(p.width);
   const int64_t first = int64_t{device::thread_index()} * kChunk;
@@ -230,7 +231,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kLoopThreads, 1024 / kLoopThreads)
     }
   }
   device::block_sum<kWarps>(sums, device::dynamic_shared<float>());
-  const float mean_g = sums[0] * inverse_width;
+  const float mean_g = kCentred ? sums[0] * inverse_width : 0.0f;
   const float mean_g_normalised = sums[1] * inverse_width;
 
   for (int64_t column = first; column < p.width; column += kStep) {
@@ -253,7 +254,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kLoopThreads, 1024 / kLoopThreads)
 
 // The same rows' dweight and dbias: a warp takes 32 · kChunk columns and every groups-th row of
 // them.
-template <class X, class R, int kChunk>
+template <class X, class R, bool kCentred, int kChunk>
 LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kLoopThreads, 1024 / kLoopThreads)
     layer_norm_backward_columns_kernel(LayerNormBackward p, int64_t column_tiles, int64_t groups) {
   constexpr int kWarps = kLoopThreads / device::kWarpSize;
@@ -265,7 +266,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kLoopThreads, 1024 / kLoopThreads)
   float dweight_sum[kChunk] = {};
   float dbias_sum[kChunk] = {};
   for (int64_t row = group; row < p.rows; row += groups) {
-    const float mean = p.mean[row];
+    const float mean = kCentred ? p.mean[row] : 0.0f;
     const float rstd = p.rstd[row];
     float dy[kChunk];
     float row_values[kChunk];
@@ -281,42 +282,20 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kLoopThreads, 1024 / kLoopThreads)
   LLMJP_UNROLL
   for (int i = 0; i < kChunk; ++i) {
     partial[i] = dweight_sum[i];
-    partial[groups * p.width + i] = dbias_sum[i];
+    if constexpr (kCentred) partial[groups * p.width + i] = dbias_sum[i];
   }
 }
 
-constexpr int kGroupSumWarps = 16;
-
-// dweight (blocks of the first half of the grid) and dbias (the second): a block adds the groups of
-// 32 columns, each warp every 16th of them and then one warp the sixteen sums, always in the same
-// order.
+// dweight (blocks of the first half of the grid) and dbias (the second): 32 columns a block.
 template <class W>
-LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kGroupSumWarps* device::kWarpSize, 1)
+LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(device::kGroupSumThreads, 1)
     layer_norm_backward_group_sum_kernel(LayerNormBackward p, int64_t groups) {
   const int64_t column_tiles = (p.width + device::kWarpSize - 1) / device::kWarpSize;
   const int64_t tile = device::block_index_x() % column_tiles;
   const bool is_bias = device::block_index_x() >= column_tiles;
-  const int64_t column = tile * device::kWarpSize + device::lane_index();
-  const int warp = device::warp_index();
-  const float* partial = p.workspace + (is_bias ? groups * p.width : 0);
-
-  float sum = 0.0f;
-  if (column < p.width) {
-    for (int64_t group = warp; group < groups; group += kGroupSumWarps) {
-      sum += partial[group * p.width + column];
-    }
-  }
-  float* shared = device::dynamic_shared<float>();  // [kGroupSumWarps][32]
-  device::shared_store(&shared[warp * device::kWarpSize + device::lane_index()], sum);
-  device::sync_threads();
-  if (warp == 0 && column < p.width) {
-    float total = 0.0f;
-    LLMJP_UNROLL
-    for (int w = 0; w < kGroupSumWarps; ++w) {
-      total += device::shared_load<float>(&shared[w * device::kWarpSize + device::lane_index()]);
-    }
-    static_cast<W*>(is_bias ? p.dbias : p.dweight)[column] = device::from_float<W>(total);
-  }
+  device::group_sum(p.workspace + (is_bias ? groups * p.width : 0), groups, p.width,
+                    tile * device::kWarpSize, static_cast<W*>(is_bias ? p.dbias : p.dweight),
+                    device::dynamic_shared<float>());
 }
 
 }  // namespace llmjp::norm

@@ -7,7 +7,7 @@
 // The tile kernel holds a row in registers, packed as it was loaded. Chunk c of a thread is the 16
 // bytes number c · kThreadsPerRow + thread of the row, so that a warp reads 512 consecutive bytes.
 // The variance is summed from centred values in a second pass over the registers: Σx² − (Σx)² would
-// cancel.
+// cancel. RMSNorm (kCentred false) has no first pass.
 //
 // The looping kernel serves rows that no tile holds or that are not 16-byte aligned. It reads the
 // row three times, of which only the first comes from memory as long as the row fits the caches.
@@ -63,7 +63,7 @@ LLMJP_DEVICE void store_normalised(X* y, const W* weight, const W* bias, float (
   device::store(y, device::from_floats<X>(values));
 }
 
-template <class X, class R, class W, class RowTile>
+template <class X, class R, class W, bool kCentred, class RowTile>
 LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(RowTile::kThreads, kForwardBlocks<RowTile>)
     layer_norm_forward_tile_kernel(LayerNormForward p) {
   constexpr int kChunk = RowTypes<X, R>::kChunk;
@@ -104,14 +104,16 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(RowTile::kThreads, kForwardBlocks<RowTile>)
     const int chunk = c * RowTile::kThreadsPerRow + thread;
     if (chunk < chunks_per_row) {
       if (residual != nullptr) device::store(r + chunk * kChunk, held[c]);
-      float values[kChunk];
-      device::to_floats(held[c], values);
-      LLMJP_UNROLL
-      for (int i = 0; i < kChunk; ++i) sum[0] += values[i];
+      if constexpr (kCentred) {
+        float values[kChunk];
+        device::to_floats(held[c], values);
+        LLMJP_UNROLL
+        for (int i = 0; i < kChunk; ++i) sum[0] += values[i];
+      }
     }
   }
-  device::block_sum<kWarps>(sum, scratch);
-  const float mean = sum[0] * inverse_width;
+  if constexpr (kCentred) device::block_sum<kWarps>(sum, scratch);
+  const float mean = kCentred ? sum[0] * inverse_width : 0.0f;
 
   float squares[1] = {0.0f};
   LLMJP_UNROLL
@@ -127,7 +129,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(RowTile::kThreads, kForwardBlocks<RowTile>)
   const float rstd = device::reciprocal_sqrt(squares[0] * inverse_width + p.eps);
 
   if (thread == 0) {
-    p.mean[row] = mean;
+    if constexpr (kCentred) p.mean[row] = mean;
     p.rstd[row] = rstd;
   }
   LLMJP_UNROLL
@@ -144,7 +146,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(RowTile::kThreads, kForwardBlocks<RowTile>)
 }
 
 // kChunk is 1 for rows that are not 16-byte aligned.
-template <class X, class R, class W, int kChunk>
+template <class X, class R, class W, bool kCentred, int kChunk>
 LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kLoopThreads, 1024 / kLoopThreads)
     layer_norm_forward_loop_kernel(LayerNormForward p) {
   constexpr int kWarps = kLoopThreads / device::kWarpSize;
@@ -172,6 +174,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kLoopThreads, 1024 / kLoopThreads)
   };
 
   float sum[1] = {0.0f};
+  float squares[1] = {0.0f};
   for (int64_t column = first; column < p.width; column += kStep) {
     const auto chunk =
         load_row_chunk<kChunk>(x + column, residual == nullptr ? nullptr : residual + column);
@@ -179,23 +182,30 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kLoopThreads, 1024 / kLoopThreads)
     float values[kChunk];
     device::to_floats(chunk, values);
     LLMJP_UNROLL
-    for (int i = 0; i < kChunk; ++i) sum[0] += values[i];
+    for (int i = 0; i < kChunk; ++i) {
+      if constexpr (kCentred) {
+        sum[0] += values[i];
+      } else {
+        squares[0] += values[i] * values[i];
+      }
+    }
   }
-  device::block_sum<kWarps>(sum, scratch);
-  const float mean = sum[0] * inverse_width;
-
-  float squares[1] = {0.0f};
-  for (int64_t column = first; column < p.width; column += kStep) {
-    float values[kChunk];
-    load_again(column, values);
-    LLMJP_UNROLL
-    for (int i = 0; i < kChunk; ++i) squares[0] += (values[i] - mean) * (values[i] - mean);
+  float mean = 0.0f;
+  if constexpr (kCentred) {
+    device::block_sum<kWarps>(sum, scratch);
+    mean = sum[0] * inverse_width;
+    for (int64_t column = first; column < p.width; column += kStep) {
+      float values[kChunk];
+      load_again(column, values);
+      LLMJP_UNROLL
+      for (int i = 0; i < kChunk; ++i) squares[0] += (values[i] - mean) * (values[i] - mean);
+    }
   }
   device::block_sum<kWarps>(squares, scratch + kWarps);
   const float rstd = device::reciprocal_sqrt(squares[0] * inverse_width + p.eps);
 
   if (device::thread_index() == 0) {
-    p.mean[row] = mean;
+    if constexpr (kCentred) p.mean[row] = mean;
     p.rstd[row] = rstd;
   }
   for (int64_t column = first; column < p.width; column += kStep) {

@@ -58,7 +58,7 @@ void check_close(double actual, double expected, double tolerance, const std::st
 
 template <class X, class R, class W>
 void check_layer_norm(int64_t rows, int64_t width, bool aligned, bool with_residual,
-                      double tolerance) {
+                      double tolerance, bool centred = true) {
   std::mt19937 random(static_cast<uint32_t>(rows * 100003 + width));
   const std::string shape = std::to_string(rows) + " x " + std::to_string(width);
   Buffer<X> x(rows * width, aligned, 0), dy(rows * width, aligned, 0),
@@ -72,32 +72,33 @@ void check_layer_norm(int64_t rows, int64_t width, bool aligned, bool with_resid
       bias.draw(random);
 
   norm::LayerNormForward forward{};
+  norm::LayerNormBackward backward{};
   forward.x = x.data();
   forward.residual = with_residual ? residual.data() : nullptr;
   forward.weight = weight.data();
-  forward.bias = bias.data();
+  forward.bias = centred ? bias.data() : nullptr;
   forward.y = y.data();
   forward.r = with_residual ? r.data() : nullptr;
-  forward.mean = mean.data();
+  forward.mean = centred ? mean.data() : nullptr;
   forward.rstd = rstd.data();
   forward.rows = rows;
   forward.width = forward.x_stride = forward.residual_stride = width;
   forward.eps = 1e-5f;
+  forward.centred = backward.centred = centred;
   forward.x_type = kType<X>;
   forward.row_type = kType<R>;
   forward.weight_type = kType<W>;
   norm::layer_norm_forward(forward, nullptr);
 
-  norm::LayerNormBackward backward{};
   backward.dy = dy.data();
   backward.dr = with_residual ? dr.data() : nullptr;
   backward.r = with_residual ? static_cast<const void*>(r.data()) : x.data();
   backward.weight = weight.data();
-  backward.mean = mean.data();
+  backward.mean = forward.mean;
   backward.rstd = rstd.data();
   backward.dx = dx.data();
   backward.dweight = dweight.data();
-  backward.dbias = dbias.data();
+  backward.dbias = centred ? dbias.data() : nullptr;
   backward.rows = rows;
   backward.width = backward.dy_stride = backward.dr_stride = backward.r_stride = width;
   backward.x_type = kType<X>;
@@ -115,7 +116,7 @@ void check_layer_norm(int64_t rows, int64_t width, bool aligned, bool with_resid
     for (int64_t i = 0; i < width; ++i) {
       if (with_residual)
         check_close(r[start + i], x[start + i] + residual[start + i], tolerance, shape + " r");
-      expected_mean += value(i) / static_cast<double>(width);
+      if (centred) expected_mean += value(i) / static_cast<double>(width);
     }
     for (int64_t i = 0; i < width; ++i)
       variance += (value(i) - expected_mean) * (value(i) - expected_mean);
@@ -123,8 +124,9 @@ void check_layer_norm(int64_t rows, int64_t width, bool aligned, bool with_resid
     double sum_g = 0.0, sum_gx = 0.0;
     for (int64_t i = 0; i < width; ++i) {
       const double normalised = (value(i) - expected_mean) * expected_rstd;
-      check_close(y[start + i], normalised * weight[i] + bias[i], tolerance, shape + " y");
-      sum_g += dy[start + i] * weight[i];
+      check_close(y[start + i], normalised * weight[i] + (centred ? bias[i] : 0.0), tolerance,
+                  shape + " y");
+      if (centred) sum_g += dy[start + i] * weight[i];
       sum_gx += dy[start + i] * weight[i] * normalised;
       dweight_sum[i] += dy[start + i] * normalised;
       dbias_sum[i] += dy[start + i];
@@ -140,7 +142,7 @@ void check_layer_norm(int64_t rows, int64_t width, bool aligned, bool with_resid
   }
   for (int64_t i = 0; i < width; ++i) {
     check_close(dweight[i], dweight_sum[i], tolerance, shape + " dweight");
-    check_close(dbias[i], dbias_sum[i], tolerance, shape + " dbias");
+    if (centred) check_close(dbias[i], dbias_sum[i], tolerance, shape + " dbias");
   }
 }
 
@@ -176,6 +178,14 @@ TEST(layer_norm_walks_over_more_rows_than_groups) {
   check_layer_norm<float, float, float>(150, 64, true, true, 2e-5);
   check_layer_norm<device::bfloat16, device::bfloat16, float>(33, 2048, true, true, 2e-2);
   check_layer_norm<device::float16, device::float16, device::float16>(67, 33, true, false, 1e-2);
+}
+
+TEST(rms_norm_stays_in_bounds) {
+  for (int64_t width : {1, 7, 256, 1000, 1023, 2500, 12288, 24584}) {
+    check_layer_norm<float, float, float>(5, width, true, width % 8 == 0, 2e-5, false);
+    check_layer_norm<device::bfloat16, float, float>(3, width, false, true, 2e-2, false);
+  }
+  check_layer_norm<device::float16, device::float16, float>(150, 64, true, true, 1e-2, false);
 }
 
 }  // namespace

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from llmjp_ext import _library
-
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+from llmjp_ext.ops._norm_checks import check_norm
+from llmjp_ext.ops._support import needs_grad
 
 
 @overload
@@ -72,72 +72,22 @@ def layer_norm(
 
     Source: Ba, Kiros, Hinton, "Layer Normalization", arXiv 1607.06450.
     """
-    _check(x, weight, bias, eps, residual)
+    check_norm("layer_norm", x, weight, bias, eps, residual)
     row_dtype = x.dtype if residual is None else residual.dtype
     if weight.dtype != torch.float32 and row_dtype != weight.dtype:
         # Kernels exist for a 16-bit weight only beside rows of the same type.
         weight = weight.float()
         bias = None if bias is None else bias.float()
     if residual is None:
-        if _needs_grad(x, weight, bias):
+        if needs_grad(x, weight, bias):
             return _LayerNorm.apply(x, weight, bias, eps)  # type: ignore[no-untyped-call]
         return _library.ops.layer_norm_fwd(x, weight, bias, eps)[0]
-    if _needs_grad(x, weight, bias, residual):
+    if needs_grad(x, weight, bias, residual):
         return _AddLayerNorm.apply(  # type: ignore[no-untyped-call]
             x, residual, weight, bias, eps
         )
     y, r, _, _ = _library.ops.add_layer_norm_fwd(x, residual, weight, bias, eps)
     return y, r
-
-
-def _needs_grad(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-def _check(
-    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, residual: Tensor | None
-) -> None:
-    if x.dtype not in _FLOATS:
-        raise TypeError(f"layer_norm: x must be float32, float16 or bfloat16, got {x.dtype}.")
-    if x.ndim == 0:
-        raise ValueError("layer_norm: x must have at least one dimension, got a scalar.")
-    width = x.shape[-1]
-    if weight.dtype not in (x.dtype, torch.float32):
-        raise TypeError(
-            f"layer_norm: weight must be {x.dtype} (as x) or torch.float32, got {weight.dtype}."
-        )
-    for name, vector in (("weight", weight), ("bias", bias)):
-        if vector is None:
-            continue
-        if vector.ndim != 1 or vector.shape[0] != width:
-            raise ValueError(
-                f"layer_norm: {name} must have shape [{width}], the last dimension of x, "
-                f"got {list(vector.shape)}."
-            )
-        if vector.dtype != weight.dtype:
-            raise TypeError(
-                f"layer_norm: {name} must have weight's dtype {weight.dtype}, got {vector.dtype}."
-            )
-        if vector.device != x.device:
-            raise ValueError(
-                f"layer_norm: {name} must be on x's device {x.device}, got {vector.device}."
-            )
-    if eps < 0:
-        raise ValueError(f"layer_norm: eps must not be negative, got {eps}.")
-    if residual is None:
-        return
-    if residual.dtype not in (x.dtype, torch.float32):
-        raise TypeError(
-            f"layer_norm: residual must be {x.dtype} (as x) or torch.float32, got {residual.dtype}."
-        )
-    if residual.shape != x.shape:
-        raise ValueError(
-            f"layer_norm: residual must have x's shape {list(x.shape)}, got {list(residual.shape)}."
-        )
-    if residual.device != x.device:
-        raise ValueError(
-            f"layer_norm: residual must be on x's device {x.device}, got {residual.device}."
-        )
 
 
 class _LayerNorm(torch.autograd.Function):
