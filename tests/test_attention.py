@@ -501,7 +501,7 @@ def test_errors_name_what_was_given(given, options, error, words) -> None:
         ({"k": torch.ones(1, 5, 3, 8).half()}, r"v must have shape \[1, 5, 3, 8\]"),
         ({"v": torch.ones(1, 5, 2, 8).bfloat16()}, "v must be float16 here, got bfloat16"),
         ({"kv": torch.ones(1, 5, 3, 8).half()}, "multiple of k's, got 4 and 3"),
-        ({"qkv": torch.ones(1, 5, 4, 264).half()}, "head_dim must be at most 256 on CUDA, got 264"),
+        ({"qkv": torch.ones(1, 5, 4, 264).half()}, "head_dim must be 1 to 256 on CUDA, got 264"),
         ({"starts_k": torch.ones(1)}, "starts_k must be int32"),
         ({"seqlens_k": lengths(1, 2)}, r"seqlens_k must have shape \[1\], got \[2\]"),
         ({"alibi_slopes": torch.ones(2, 4)}, r"alibi_slopes must have shape \[1, 4\]"),

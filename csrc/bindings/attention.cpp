@@ -2,6 +2,7 @@
 #include "attention/attention.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <tuple>
@@ -17,6 +18,16 @@ using attention::AttentionForward;
 using attention::Strides;
 
 constexpr int64_t kChunk = 8;  // elements of a 16-byte piece
+
+// The first elements of the last dimension. By the dispatcher: torch::stable::narrow calls a
+// function outside the stable C interface.
+Tensor narrowed(const Tensor& tensor, int64_t width) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 4> stack{from(tensor), from(int64_t{3}), from(int64_t{0}), from(width)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::narrow", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
 
 // q, k or v. Holds the tensor, which is a copy only where rows do not begin at multiples of 16
 // bytes, the last dimension is not contiguous, or its width is no multiple of 8.
@@ -35,8 +46,7 @@ struct Operand {
     }
     const int64_t padded[] = {sizes[0], sizes[1], sizes[2], padded_width};
     tensor = torch::stable::new_zeros(given, {padded, 4});
-    Tensor target =
-        sizes[3] == padded_width ? tensor : torch::stable::narrow(tensor, 3, 0, sizes[3]);
+    Tensor target = narrowed(tensor, sizes[3]);
     torch::stable::copy_(target, given);
     strides = strides_of(tensor);
   }
@@ -137,7 +147,7 @@ std::tuple<Tensor, Tensor> attention_fwd(const Tensor& q, const Tensor& k, const
   check_dtype(v, params.type, op, "v");
   const auto sizes = q.sizes();
   const int64_t width = sizes[3];
-  check(width <= attention::kLargestHeadDim, op, ": head_dim must be at most ",
+  check(width >= 1 && width <= attention::kLargestHeadDim, op, ": head_dim must be 1 to ",
         attention::kLargestHeadDim, " on CUDA, got ", width, ".");
   check(softcap >= 0, op, ": softcap must not be negative, got ", softcap, ".");
   check(dropout_p >= 0 && dropout_p < 1, op, ": dropout_p must be at least 0 and below 1, got ",
@@ -153,7 +163,7 @@ std::tuple<Tensor, Tensor> attention_fwd(const Tensor& q, const Tensor& k, const
   params.kv_heads = static_cast<int>(k.sizes()[2]);
   params.window_left = checked_window(window_left, "window_left");
   params.window_right = checked_window(window_right, "window_right");
-  const double default_scale = 1.0 / std::sqrt(static_cast<double>(std::max<int64_t>(width, 1)));
+  const double default_scale = 1.0 / std::sqrt(static_cast<double>(width));
   params.scale = static_cast<float>(scale.value_or(default_scale));
   params.softcap = static_cast<float>(softcap);
   params.dropout = static_cast<float>(dropout_p);
@@ -161,7 +171,6 @@ std::tuple<Tensor, Tensor> attention_fwd(const Tensor& q, const Tensor& k, const
   const int64_t lse_sizes[] = {sizes[0], sizes[2], sizes[1]};
   Tensor lse = torch::stable::new_empty(q, {lse_sizes, 3}, ScalarType::Float);
   if (q.numel() == 0) {
-    torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
     return {torch::stable::new_empty(q, sizes), lse};
   }
   params.head_dim = static_cast<int>((width + kChunk - 1) / kChunk * kChunk);
@@ -186,7 +195,7 @@ std::tuple<Tensor, Tensor> attention_fwd(const Tensor& q, const Tensor& k, const
   params.random = data_or_null<int64_t>(random);
   attention::attention_forward(params, scope.stream());
   if (params.head_dim != width) {
-    out = torch::stable::contiguous(torch::stable::narrow(out, 3, 0, width));
+    out = torch::stable::contiguous(narrowed(out, width));
   }
   return {out, lse};
 }
