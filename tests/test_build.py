@@ -299,5 +299,8 @@ def test_kernels_are_there_when_architectures_were_built() -> None:
     kernels = {name for name in _library.op_names() if _library.has_cuda_kernel(name)}
     if _library.build_info()["cuda_architectures"]:
         assert {"layer_norm_fwd", "add_layer_norm_fwd", "layer_norm_bwd"} <= kernels
+        assert {"rms_norm_fwd", "add_rms_norm_fwd", "rms_norm_bwd"} <= kernels
+        assert {"bias_gelu_fwd", "bias_gelu_bwd"} <= kernels
+        assert {"cross_entropy_fwd", "cross_entropy_bwd", "cross_entropy_bwd_inplace"} <= kernels
     else:
         assert not kernels

@@ -4,6 +4,7 @@ Values and gradients follow the numerics rule of llmjp_ext.testing; failures pri
 """
 
 import math
+import mmap
 
 import pytest
 import torch
@@ -134,6 +135,36 @@ def test_rows_of_every_alignment_and_length(device: str, dtype: torch.dtype) -> 
         targets = torch.randint(0, valid, (9,)).to(device)
         targets[4] = -100
         check(logits, targets, label_smoothing=0.1, valid_vocab=valid, reduction="none")
+
+
+@pytest.mark.parametrize("vocab", [50688, 256000, 262145])
+def test_large_vocabularies(device: str, vocab: int) -> None:
+    """Rows that give every thread of a block many loads, one of them of an odd width."""
+    logits = (torch.randn(2, vocab, device=device) * 2).bfloat16()
+    targets = torch.tensor([vocab - 1, vocab // 3], device=device)
+    check(logits, targets, label_smoothing=0.1, z_loss=1e-4, reduction="none")
+
+
+def test_rows_beyond_32_bit_offsets(device: str) -> None:
+    """Rows more than 2^31 elements apart, in memory of which nothing else is touched."""
+    if device != "cpu":
+        pytest.skip("would take 4 GiB of the GPU")
+    apart = 2**31 + 8
+    memory = torch.frombuffer(mmap.mmap(-1, 2 * (apart + 64)), dtype=torch.bfloat16)
+    far = memory.as_strided((2, 64), (apart, 1))
+    near = torch.randn(2, 64).bfloat16()
+    far.copy_(near)
+    targets = torch.tensor([3, 60])
+    options = (-100, 0.1, 1e-3, None)
+    ops = _library.ops
+    expected = ops.cross_entropy_fwd(near, targets, *options)
+    actual = ops.cross_entropy_fwd(far, targets, *options)
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+    _, *statistics = actual
+    ones = torch.ones(2)
+    gradient = ops.cross_entropy_bwd(ones, near, targets, *statistics, *options)
+    ops.cross_entropy_bwd_inplace(ones, far, targets, *statistics, *options)
+    assert torch.equal(far, gradient)
 
 
 def test_gradient_aligned_unlike_the_logits(device: str) -> None:
