@@ -137,7 +137,7 @@ def test_rows_of_every_alignment_and_length(device: str, dtype: torch.dtype) -> 
         check(logits, targets, label_smoothing=0.1, valid_vocab=valid, reduction="none")
 
 
-@pytest.mark.parametrize("vocab", [50688, 256000, 262145])
+@pytest.mark.parametrize("vocab", [50688, 262145])
 def test_large_vocabularies(device: str, vocab: int) -> None:
     """Rows that give every thread of a block many loads, one of them of an odd width."""
     logits = (torch.randn(2, vocab, device=device) * 2).bfloat16()
