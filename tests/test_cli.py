@@ -96,6 +96,28 @@ def test_outcomes_become_exit_codes(
     assert capsys.readouterr().err == words
 
 
+@pytest.mark.parametrize(("given", "used"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_sleep_while_they_wait(given: str | None, used: str) -> None:
+    """OpenMP is told not to spin, before torch is there to read it; the user's choice stands."""
+    program = (
+        "import os, sys\nfrom types import SimpleNamespace\nfrom llmjp import cli\n"
+        "def run(_):\n"
+        "    assert 'torch' not in sys.modules\n"
+        "    print(os.environ['OMP_WAIT_POLICY'])\n    return 0\n"
+        "module = SimpleNamespace(HELP='', add_arguments=lambda parser: None, run=run)\n"
+        "cli.importlib.import_module = lambda name: module\n"
+        "sys.exit(cli.main(['demo']))\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "python")])
+    if given is not None:
+        environment["OMP_WAIT_POLICY"] = given
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == used
+
+
 def test_defects_keep_their_traceback(command: list[BaseException | int]) -> None:
     """Other exceptions are ours, and are not dressed up as the user's mistakes."""
     command[0] = RuntimeError("a defect")

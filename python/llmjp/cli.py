@@ -49,6 +49,10 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code (argparse itself exits with 2 on wrong usage)."""
+    # OpenMP's threads, which torch starts, spin while they wait. Beside other work they then keep
+    # the thread that they wait for from running, and small models train many times slower. It is
+    # read when torch is imported, which has not happened yet.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     argv = list(sys.argv[1:] if argv is None else argv)
     command = next((word for word in argv if not word.startswith("-")), None)
     arguments = build_parser(command).parse_args(argv)
