@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "tokenizer/compiled_model.h"
+#include "tokenizer/json.h"
+
 namespace llmjp::tokenizer {
 namespace {
 
@@ -14,7 +17,8 @@ std::u32string normalized(const Model& model, std::u32string text) {
 
 // Codes by falling frequency: frequent characters share cache lines, and the double array packs
 // more tightly.
-void assign_codes(const std::vector<std::u32string>& keys, CharacterCodes& codes) {
+void assign_codes(const std::vector<std::u32string>& keys, bool spaces_to_marks,
+                  CharacterCodes& codes) {
   std::unordered_map<char32_t, size_t> counts;
   for (const std::u32string& key : keys) {
     for (const char32_t c : key) ++counts[c];
@@ -23,42 +27,91 @@ void assign_codes(const std::vector<std::u32string>& keys, CharacterCodes& codes
   std::sort(order.begin(), order.end(), [](const auto& a, const auto& b) {
     return a.second != b.second ? a.second > b.second : a.first < b.first;
   });
+  std::vector<std::pair<char32_t, uint32_t>> entries;
   uint32_t code = CharacterCodes::kNone;
-  for (const auto& entry : order) codes.set(entry.first, ++code);
+  for (const auto& [c, count] : order) {
+    entries.emplace_back(c, ++code);
+    if (c == kSpaceMark && spaces_to_marks) entries.emplace_back(U' ', code);
+  }
+  codes.build(entries);
 }
 
 }  // namespace
 
 Model::Model(Specification specification) : spec(std::move(specification)) {
-  id_of_token.reserve(spec.pieces.size() * 2);
   std::vector<std::u32string> keys;
   std::vector<int32_t> ids;
   keys.reserve(spec.pieces.size());
   ids.reserve(spec.pieces.size());
   for (size_t id = 0; id < spec.pieces.size(); ++id) {
-    const std::string& piece = spec.pieces[id];
-    id_of_token.emplace(piece, static_cast<uint32_t>(id));
-    // A piece with a real space is never met where spaces become marks.
-    const bool reachable = !spec.spaces_to_marks || piece.find(' ') == std::string::npos;
-    if (piece.empty() || spec.searchable[id] == 0 || !reachable) continue;
-    keys.push_back(to_utf32(piece));
+    if (!reachable(id)) continue;
+    keys.push_back(to_utf32(spec.pieces[id]));
     longest_piece = std::max(longest_piece, keys.back().size());
     ids.push_back(static_cast<int32_t>(id));
   }
-  assign_codes(keys, codes);
+  assign_codes(keys, spec.spaces_to_marks, codes);
   for (std::u32string& key : keys) {
     for (char32_t& c : key) c = codes[c];
   }
   trie.build(keys, ids);
-  if (spec.spaces_to_marks) codes.set(U' ', codes[kSpaceMark]);
+  add_tokens();
+}
 
+template <class Self, class Archive>
+void Model::transfer(Self& self, Archive& archive) {
+  Specification::transfer(self.spec, archive);
+  CharacterCodes::transfer(self.codes, archive);
+  Trie::transfer(self.trie, archive);
+  archive(self.longest_piece);
+}
+
+void Model::write(CompiledWriter& writer) const { transfer(*this, writer); }
+
+Model::Model(CompiledReader& reader) {
+  transfer(*this, reader);
+  spec.check();
+  codes.check();
+  trie.check(codes.highest(), spec.pieces.size());
+  check_trie();
+  add_tokens();
+}
+
+// Each piece is found by its characters, and nothing else is found. So no path through the trie is
+// longer than the longest piece, which is what the search makes room for.
+void Model::check_trie() const {
+  size_t ends = 0;
+  size_t longest = 1;
+  for (size_t id = 0; id < spec.pieces.size(); ++id) {
+    const std::string_view piece = spec.pieces[id];
+    int32_t node = Trie::kRoot;
+    size_t characters = 0;
+    for (size_t i = 0; i < piece.size(); ++characters) {
+      char32_t c = static_cast<uint8_t>(piece[i]);
+      int length = 1;
+      if (c >= 0x80 &&
+          decode_utf8(piece.data() + i, piece.size() - i, c, length) != Utf8State::kComplete)
+        throw FormatError("piece " + std::to_string(id) + " is not valid UTF-8");
+      i += static_cast<size_t>(length);
+      if (node >= 0) node = trie.step(node, codes[c]);
+    }
+    if (!reachable(id)) continue;
+    if (node < 0 || trie.node(node).id != static_cast<int64_t>(id))
+      throw FormatError("the trie does not hold piece " + std::to_string(id));
+    longest = std::max(longest, characters);
+    ++ends;
+  }
+  const auto ids = std::count_if(trie.nodes(), trie.nodes() + trie.size(),
+                                 [](const Trie::Node& node) { return node.id >= 0; });
+  if (static_cast<size_t>(ids) != ends || longest != longest_piece)
+    throw FormatError("the trie holds something else than the pieces");
+}
+
+void Model::add_tokens() {
   for (size_t byte = 0; byte < byte_ids.size(); ++byte) {
     char name[8];
     std::snprintf(name, sizeof name, "<0x%02X>", static_cast<unsigned>(byte));
-    const auto found = id_of_token.find(name);
-    byte_ids[byte] = found == id_of_token.end() ? -1 : static_cast<int32_t>(found->second);
+    byte_ids[byte] = static_cast<int32_t>(spec.piece_ids.find(spec.pieces, name));
   }
-
   is_special.assign(spec.total_size(), 0);
   for (const AddedToken& token : spec.added) {
     std::u32string content = to_utf32(token.content);
@@ -69,14 +122,20 @@ Model::Model(Specification specification) : spec(std::move(specification)) {
       added_names_.emplace(token.id, std::move(name));
     (token.normalized ? normalized_tokens : raw_tokens)
         .add(std::move(content), token.id, token.special);
-    id_of_token.emplace(token.content, token.id);
+    added_ids_.emplace(token.content, token.id);
   }
   for (const uint32_t id : spec.special_ids) is_special[id] = 1;
 }
 
+int64_t Model::find_token(std::string_view text) const {
+  if (const int64_t id = spec.piece_ids.find(spec.pieces, text); id >= 0) return id;
+  const auto found = added_ids_.find(text);
+  return found == added_ids_.end() ? -1 : int64_t{found->second};
+}
+
 std::string_view Model::token(uint32_t id) const {
   if (const auto found = added_names_.find(id); found != added_names_.end()) return found->second;
-  return id < spec.pieces.size() ? std::string_view(spec.pieces[id]) : std::string_view();
+  return id < spec.pieces.size() ? spec.pieces[id] : std::string_view();
 }
 
 int32_t Model::find_piece(const std::u32string& text) const {

@@ -4,8 +4,10 @@
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <limits>
 #include <string>
+#include <system_error>
 #include <type_traits>
 #include <vector>
 
@@ -119,13 +121,18 @@ class PyTokenizer {
       throw py::value_error("memo_bits must be 0 to 24, got " + std::to_string(memo_bits));
     const SearchOptions search{units, memo_bits};
     const py::gil_scoped_release unlocked;
-    if (format == "json") {
+    if (format == "compiled") {
+      tokenizer_ = std::make_shared<Tokenizer>(CompiledReader::copy(bytes), search);
+    } else if (format == "compiled file") {
+      tokenizer_ = std::make_shared<Tokenizer>(CompiledReader::open(std::string(bytes)), search);
+    } else if (format == "json") {
       tokenizer_ = std::make_shared<Tokenizer>(parse_tokenizer_json(bytes), search);
     } else if (format == "sentencepiece") {
       tokenizer_ = std::make_shared<Tokenizer>(parse_sentencepiece_model(bytes), search);
     } else {
-      throw std::invalid_argument("format must be \"json\" or \"sentencepiece\", got \"" + format +
-                                  '"');
+      throw std::invalid_argument(
+          "format must be \"json\", \"sentencepiece\", \"compiled\" or \"compiled file\", got \"" +
+          format + '"');
     }
     integers_.resize(tokenizer_->model().size(), nullptr);
   }
@@ -217,9 +224,9 @@ class PyTokenizer {
       PyErr_Clear();
       return py::none();
     }
-    const auto& ids = tokenizer_->model().id_of_token;
-    const auto found = ids.find(std::string(bytes, static_cast<size_t>(size)));
-    return found == ids.end() ? py::object(py::none()) : py::object(py::int_(found->second));
+    const int64_t id =
+        tokenizer_->model().find_token(std::string_view(bytes, static_cast<size_t>(size)));
+    return id < 0 ? py::object(py::none()) : py::object(py::int_(id));
   }
 
   py::object id_to_token(const py::int_& number) const {
@@ -258,6 +265,17 @@ class PyTokenizer {
     }
     return ids;
   }
+
+  py::bytes compile(const py::bytes& note) const {
+    const std::string_view text = note;
+    std::string bytes;
+    {
+      const py::gil_scoped_release unlocked;
+      bytes = tokenizer_->compile(text);
+    }
+    return py::bytes(bytes);
+  }
+  py::bytes note() const { return py::bytes(std::string(tokenizer_->note())); }
 
   std::shared_ptr<Tokenizer> shared() const { return tokenizer_; }
 
@@ -325,6 +343,9 @@ PYBIND11_MODULE(_tokenizer, m) {
       if (error) std::rethrow_exception(error);
     } catch (const llmjp::tokenizer::LoneSurrogate& e) {
       PyErr_SetString(PyExc_TypeError, e.what());
+    } catch (const std::system_error& e) {
+      errno = e.code().value();
+      PyErr_SetFromErrno(PyExc_OSError);
     }
   });
   py::class_<PyTokenizer>(m, "Tokenizer")
@@ -341,6 +362,8 @@ PYBIND11_MODULE(_tokenizer, m) {
            py::arg("skip_special_tokens"))
       .def("token_to_id", &PyTokenizer::token_to_id, py::arg("token"))
       .def("id_to_token", &PyTokenizer::id_to_token, py::arg("id"))
+      .def("compile", &PyTokenizer::compile, py::arg("note"))
+      .def_property_readonly("note", &PyTokenizer::note)
       .def("score", &PyTokenizer::score, py::arg("id"))
       .def_property_readonly("vocab_size", &PyTokenizer::vocab_size)
       .def_property_readonly("special_ids", &PyTokenizer::special_ids)

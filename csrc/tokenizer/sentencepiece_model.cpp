@@ -105,7 +105,7 @@ void read_piece(std::string_view message, Specification& spec, std::vector<Piece
   const std::string where = "piece " + std::to_string(spec.pieces.size());
   if (find_invalid_utf8(text) != std::string_view::npos) refuse(where + " is not valid UTF-8");
   if (type < 1 || type > 6) refuse(where + " has the unknown type " + std::to_string(type));
-  spec.pieces.emplace_back(text);
+  spec.pieces.push_back(text);
   spec.scores.push_back(score);
   types.push_back(static_cast<PieceType>(type));
 }
@@ -146,7 +146,7 @@ void read_normalizer(std::string_view message, Specification& spec) {
 }
 
 // What an unknown character costs. Only normal pieces count, and in single precision.
-double unknown_score(const std::vector<PieceType>& types, const std::vector<double>& scores) {
+double unknown_score(const std::vector<PieceType>& types, const Table<double>& scores) {
   float lowest = std::numeric_limits<float>::infinity();
   for (size_t id = 0; id < types.size(); ++id) {
     if (types[id] == PieceType::kNormal) lowest = std::min(lowest, static_cast<float>(scores[id]));
@@ -192,7 +192,7 @@ Specification parse_sentencepiece_model(std::string_view bytes) {
     if (special) spec.special_ids.push_back(static_cast<uint32_t>(id));
     spec.searchable.push_back(type == PieceType::kNormal || type == PieceType::kUserDefined);
   }
-  spec.check();
+  spec.finish();
   spec.unknown_score = unknown_score(types, spec.scores);
   spec.single = {{TemplateItem::Kind::kFirst, 0}};
   spec.pair = {{TemplateItem::Kind::kFirst, 0}, {TemplateItem::Kind::kSecond, 0}};

@@ -7,6 +7,9 @@
 #include <string_view>
 #include <vector>
 
+#include "tokenizer/pieces.h"
+#include "tokenizer/table.h"
+
 namespace llmjp::tokenizer {
 
 // A token that is cut out of the text before the search. `normalized`: it is looked for after
@@ -16,11 +19,19 @@ struct AddedToken {
   uint32_t id = 0;
   bool special = false;
   bool normalized = false;
+
+  template <class Self, class Archive>
+  static void transfer(Self& self, Archive& archive) {
+    archive(self.content);
+    archive(self.id);
+    archive(self.special);
+    archive(self.normalized);
+  }
 };
 
 // One step of the template that surrounds a text or a pair of texts.
 struct TemplateItem {
-  enum class Kind { kFirst, kSecond, kToken };
+  enum class Kind : uint32_t { kFirst, kSecond, kToken };
   Kind kind = Kind::kFirst;
   uint32_t id = 0;  // of kToken
 };
@@ -31,9 +42,10 @@ struct Specification {
       10.0;  // an unknown character costs this more than the worst piece
 
   // Pieces by id. Those with searchable[id] = 0 have an id but are never found in a text.
-  std::vector<std::string> pieces;
-  std::vector<double> scores;
-  std::vector<uint8_t> searchable;
+  Pieces pieces;
+  PieceIds piece_ids;
+  Table<double> scores;
+  Table<uint8_t> searchable;
   uint32_t unknown_id = 0;
   double unknown_score = 0.0;
   bool byte_fallback = false;
@@ -55,9 +67,34 @@ struct Specification {
   bool decode_byte_marks = false;  // a "▁" that came from bytes becomes a space too
   bool strip_leading_space = false;
 
+  template <class Self, class Archive>
+  static void transfer(Self& self, Archive& archive) {
+    Pieces::transfer(self.pieces, archive);
+    PieceIds::transfer(self.piece_ids, archive);
+    archive(self.scores);
+    archive(self.searchable);
+    archive(self.unknown_id);
+    archive(self.unknown_score);
+    archive(self.byte_fallback);
+    archive(self.single_precision_sums);
+    archive(self.prefix_mark);
+    archive(self.spaces_to_marks);
+    archive(self.added);
+    archive(self.special_ids);
+    archive(self.single);
+    archive(self.pair);
+    archive(self.decode_bytes);
+    archive(self.decode_bytes_singly);
+    archive(self.decode_byte_marks);
+    archive(self.strip_leading_space);
+  }
+
   size_t total_size() const;  // ids go from 0 to this, added tokens included
 
-  // Throws FormatError where ids, scores or pieces are out of what the search can hold.
+  // What a reader of files ends with. Builds piece_ids; throws FormatError where ids, scores or
+  // pieces are out of what the search can hold.
+  void finish();
+  // The same of a specification that has its piece_ids.
   void check() const;
 };
 

@@ -38,6 +38,34 @@ class Tokenizer::Lease {
   std::unique_ptr<Workspace> workspace_;
 };
 
+namespace {
+
+std::string_view read_note(CompiledReader& reader) {
+  std::string_view note;
+  reader(note);
+  return note;
+}
+
+}  // namespace
+
+Tokenizer::Tokenizer(std::shared_ptr<CompiledReader> compiled, SearchOptions search)
+    : compiled_(std::move(compiled)),
+      note_(read_note(*compiled_)),
+      model_(*compiled_),
+      rules_(model_, *compiled_),
+      decoder_(model_),
+      search_(search) {
+  compiled_->finish();
+}
+
+std::string Tokenizer::compile(std::string_view note) const {
+  CompiledWriter writer;
+  writer(note);
+  model_.write(writer);
+  rules_.write(writer);
+  return writer.finish();
+}
+
 Tokenizer::~Tokenizer() {
   for (auto& slot : idle_) delete slot.load();
 }

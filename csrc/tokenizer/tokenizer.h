@@ -5,8 +5,11 @@
 #include <array>
 #include <atomic>
 #include <memory>
+#include <string>
+#include <string_view>
 #include <vector>
 
+#include "tokenizer/compiled_model.h"
 #include "tokenizer/decoder.h"
 #include "tokenizer/id_buffer.h"
 #include "tokenizer/model.h"
@@ -51,12 +54,18 @@ class Tokenizer {
  public:
   explicit Tokenizer(Specification specification, SearchOptions search = {})
       : model_(std::move(specification)), rules_(model_), decoder_(model_), search_(search) {}
+  // Of a compiled file, which stays in memory. `note` is what write() was given.
+  Tokenizer(std::shared_ptr<CompiledReader> compiled, SearchOptions search);
   ~Tokenizer();
   Tokenizer(const Tokenizer&) = delete;
   Tokenizer& operator=(const Tokenizer&) = delete;
 
   const Model& model() const { return model_; }
   const Decoder& decoder() const { return decoder_; }
+  std::string_view note() const { return note_; }
+
+  // A compiled file's bytes.
+  std::string compile(std::string_view note) const;
 
   // Appends the ids of `text`, or of the pair if `second` is not null. Throws LoneSurrogate.
   // `Id` is wide enough for every id of the vocabulary, and the same in all calls.
@@ -89,6 +98,8 @@ class Tokenizer {
   void encode_whole(const Text& text, const Text* second, const EncodeOptions& options,
                     Workspace& workspace, IdBuffer<Id>& out) const;
 
+  std::shared_ptr<CompiledReader> compiled_;  // null, or what the tables lie in
+  std::string_view note_;
   Model model_;
   UnitRules rules_;
   Decoder decoder_;

@@ -206,13 +206,15 @@ void read_added_tokens(const JsonValue& list, Specification& spec) {
 }
 
 void read_vocabulary(JsonReader& reader, Specification& spec) {
+  std::string piece;
   reader.open('[');
   for (bool first = true; reader.next_item(first);) {
     if (spec.pieces.size() == Specification::kMaxPieces) reader.fail("a vocabulary of absurd size");
     reader.open('[');
     bool first_part = true;
     if (!reader.next_item(first_part)) reader.fail("expected a piece and its score");
-    reader.read_string(spec.pieces.emplace_back());
+    reader.read_string(piece);
+    spec.pieces.push_back(piece);
     if (!reader.next_item(first_part)) reader.fail("a piece without a score");
     spec.scores.push_back(reader.read_number());
     if (reader.next_item(first_part)) reader.fail("more than a piece and its score");
@@ -291,12 +293,12 @@ Specification parse_tokenizer_json(std::string_view text) {
   read_normalizer(parts["normalizer"], spec);
   read_post_processor(parts["post_processor"], spec);
   read_decoder(parts["decoder"], spec);
-  spec.searchable.assign(spec.pieces.size(), 1);
+  spec.searchable = std::vector<uint8_t>(spec.pieces.size(), 1);
   if (!spec.scores.empty()) {
     spec.unknown_score =
         *std::min_element(spec.scores.begin(), spec.scores.end()) - Specification::kUnknownPenalty;
   }
-  spec.check();
+  spec.finish();
   return spec;
 }
 

@@ -3,16 +3,34 @@
 #include <algorithm>
 #include <numeric>
 
+#include "tokenizer/json.h"
+
 namespace llmjp::tokenizer {
 
-void CharacterCodes::set(char32_t c, uint32_t code) {
-  uint16_t& page = page_of_[c >> 8];
-  if (page == 0) {
-    page = static_cast<uint16_t>(codes_.size() >> 8);
-    codes_.resize(codes_.size() + 256, kNone);
+CharacterCodes::CharacterCodes() { build({}); }
+
+void CharacterCodes::build(const std::vector<std::pair<char32_t, uint32_t>>& entries) {
+  std::vector<uint16_t> page_of(kLimit >> 8, 0);
+  std::vector<uint32_t> codes(256, kNone);
+  for (const auto& [c, code] : entries) {
+    uint16_t& page = page_of[c >> 8];
+    if (page == 0) {
+      page = static_cast<uint16_t>(codes.size() >> 8);
+      codes.resize(codes.size() + 256, kNone);
+    }
+    codes[(size_t{page} << 8) | (c & 0xFF)] = code;
+    highest_ = std::max(highest_, code);
   }
-  codes_[(size_t{page} << 8) | (c & 0xFF)] = code;
-  if (code > highest_) highest_ = code;
+  page_of_ = std::move(page_of);
+  codes_ = std::move(codes);
+}
+
+void CharacterCodes::check() const {
+  const size_t pages = codes_.size() >> 8;
+  if (page_of_.size() != kLimit >> 8 || codes_.size() != pages << 8 ||
+      std::any_of(page_of_.begin(), page_of_.end(), [&](uint16_t page) { return page >= pages; }) ||
+      std::any_of(codes_.begin(), codes_.end(), [&](uint32_t code) { return code > highest_; }))
+    throw FormatError("the table of characters leads outside of itself");
 }
 
 namespace {
@@ -106,16 +124,16 @@ void Trie::build(const std::vector<std::u32string>& keys, const std::vector<int3
     for (const char32_t code : key) highest_code = std::max<uint32_t>(highest_code, code);
   }
 
-  nodes_.clear();
-  Builder builder(nodes_, highest_code);
-  nodes_[kRoot].parent = -2;  // taken, and nobody's child
+  std::vector<Node> nodes;
+  Builder builder(nodes, highest_code);
+  nodes[kRoot].parent = -2;  // taken, and nobody's child
   std::vector<Span> spans{{kRoot, 0, keys.size(), 0}};
   std::vector<uint32_t> codes;
   std::vector<size_t> starts;
   for (size_t next = 0; next < spans.size(); ++next) {
     Span span = spans[next];
     if (span.begin < span.end && keys[order[span.begin]].size() == span.depth) {
-      nodes_[static_cast<size_t>(span.node)].id = ids[order[span.begin]];
+      nodes[static_cast<size_t>(span.node)].id = ids[order[span.begin]];
       ++span.begin;
     }
     codes.clear();
@@ -130,17 +148,28 @@ void Trie::build(const std::vector<std::u32string>& keys, const std::vector<int3
     if (codes.empty()) continue;
     starts.push_back(span.end);
     const int32_t base = builder.place(codes);
-    nodes_[static_cast<size_t>(span.node)].base = base;
+    nodes[static_cast<size_t>(span.node)].base = base;
     for (size_t i = 0; i < codes.size(); ++i) {
       const int32_t child = base + static_cast<int32_t>(codes[i]);
       builder.take(child);
-      nodes_[static_cast<size_t>(child)].parent = span.node;
+      nodes[static_cast<size_t>(child)].parent = span.node;
       spans.push_back({child, starts[i], starts[i + 1], span.depth + 1});
     }
   }
   // A leaf steps from base 0, and code 0 leads to the base itself: both stay inside, and no such
   // slot names it parent.
-  nodes_.resize(std::max(nodes_.size(), size_t{highest_code} + 1));
+  nodes.resize(std::max(nodes.size(), size_t{highest_code} + 1));
+  nodes_ = std::move(nodes);
+}
+
+void Trie::check(uint32_t highest_code, size_t ids) const {
+  const auto sound = [&](const Node& node) {
+    return node.base >= 0 && static_cast<size_t>(node.base) + highest_code < nodes_.size() &&
+           node.id < static_cast<int64_t>(ids);
+  };
+  if (nodes_.empty() || nodes_[kRoot].parent >= 0 ||
+      !std::all_of(nodes_.begin(), nodes_.end(), sound))
+    throw FormatError("the trie leads outside of itself");
 }
 
 }  // namespace llmjp::tokenizer

@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "tokenizer/table.h"
+
 namespace llmjp::tokenizer {
 
 class CharacterCodes {
@@ -17,18 +19,28 @@ class CharacterCodes {
   static constexpr uint32_t kNone = 0;
   static constexpr char32_t kLimit = 0x110000;
 
-  CharacterCodes() : page_of_(kLimit >> 8, 0), codes_(256, kNone) {}
+  CharacterCodes();
+  // entries[i]: a character and its code.
+  void build(const std::vector<std::pair<char32_t, uint32_t>>& entries);
 
   // Any 32-bit value may be asked for; those above U+10FFFF have no code.
   uint32_t operator[](char32_t c) const {
     return c < kLimit ? codes_[(size_t{page_of_[c >> 8]} << 8) | (c & 0xFF)] : kNone;
   }
-  void set(char32_t c, uint32_t code);
   uint32_t highest() const { return highest_; }
 
+  template <class Self, class Archive>
+  static void transfer(Self& self, Archive& archive) {
+    archive(self.page_of_);
+    archive(self.codes_);
+    archive(self.highest_);
+  }
+  // Throws FormatError where a look-up would leave the tables. After transfer().
+  void check() const;
+
  private:
-  std::vector<uint16_t> page_of_;  // of 256 characters; page 0 holds no codes
-  std::vector<uint32_t> codes_;
+  Table<uint16_t> page_of_;  // of 256 characters; page 0 holds no codes
+  Table<uint32_t> codes_;
   uint32_t highest_ = kNone;
 };
 
@@ -51,12 +63,19 @@ class Trie {
     return nodes_[static_cast<size_t>(child)].parent == node ? child : -1;
   }
   const Node& node(int32_t index) const { return nodes_[static_cast<size_t>(index)]; }
-  Node& node(int32_t index) { return nodes_[static_cast<size_t>(index)]; }
   const Node* nodes() const { return nodes_.data(); }
   size_t size() const { return nodes_.size(); }
 
+  template <class Self, class Archive>
+  static void transfer(Self& self, Archive& archive) {
+    archive(self.nodes_);
+  }
+  // Throws FormatError where a step by a code up to `highest_code` would leave the nodes, or an id
+  // is not below `ids`. After transfer().
+  void check(uint32_t highest_code, size_t ids) const;
+
  private:
-  std::vector<Node> nodes_;  // long enough that base + code stays inside for every code in use
+  Table<Node> nodes_;  // long enough that base + code stays inside for every code in use
 };
 
 }  // namespace llmjp::tokenizer

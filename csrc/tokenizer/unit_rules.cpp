@@ -4,15 +4,19 @@
 #include <cmath>
 #include <cstring>
 #include <string>
+#include <string_view>
 #include <unordered_set>
+
+#include "tokenizer/compiled_model.h"
+#include "tokenizer/json.h"
 
 namespace llmjp::tokenizer {
 namespace {
 
 // Pieces that the search can never meet, because the text is cut at their spelling before: added
 // tokens that are looked for in raw text. (A mark in them could come from a space.)
-std::unordered_set<std::string> never_met(const Model& model) {
-  std::unordered_set<std::string> contents;
+std::unordered_set<std::string_view> never_met(const Model& model) {
+  std::unordered_set<std::string_view> contents;
   for (const AddedToken& token : model.spec.added) {
     if (!token.normalized && token.content.find(kSpaceMarkUtf8) == std::string::npos)
       contents.insert(token.content);
@@ -34,7 +38,7 @@ UnitRules::UnitRules(const Model& model) : codes_(model.codes) {
   if (!spec.byte_fallback) return;
   if (std::any_of(model.byte_ids.begin(), model.byte_ids.end(), [](int32_t id) { return id < 0; }))
     return;
-  const std::unordered_set<std::string> unmet = never_met(model);
+  const std::unordered_set<std::string_view> unmet = never_met(model);
   if (spec.searchable[spec.unknown_id] != 0 && !unmet.contains(spec.pieces[spec.unknown_id]))
     return;
   if (!scale_scores(model)) return;
@@ -66,29 +70,71 @@ UnitRules::UnitRules(const Model& model) : codes_(model.codes) {
   });
   if (!literals_apart_) pieces.insert(pieces.end(), literals.begin(), literals.end());
 
-  rows_.assign(0x10000, 0);
+  std::vector<uint16_t> rows(0x10000, 0);
   for (uint32_t c = 0; c < 0x10000; ++c)
-    rows_[c] = static_cast<uint16_t>(std::min(codes_[c], kMostRows - 1));
+    rows[c] = static_cast<uint16_t>(std::min(codes_[c], kMostRows - 1));
+  rows_ = std::move(rows);
   const uint32_t most = std::min(codes_.highest(), kMostRows - 1);
   // Rows are an odd number of words apart: their first words, which are used most, would share a
   // few cache sets otherwise.
   row_words_ = ((most >> 6) + 1) | 1;
-  joins_.assign((most + 1) * row_words_, 0);
+  std::vector<uint64_t> joins((most + 1) * row_words_, 0);
   for (const std::u32string& piece : pieces) {
     for (size_t i = 1; i < piece.size(); ++i) {
       if (piece[i - 1] > 0xFFFF || piece[i] > 0xFFFF) wide_alone_ = false;
       const uint32_t first = row(piece[i - 1]);
       const uint32_t second = row(piece[i]);
-      joins_[first * row_words_ + (second >> 6)] |= uint64_t{1} << (second & 63);
+      joins[first * row_words_ + (second >> 6)] |= uint64_t{1} << (second & 63);
     }
   }
-  narrow_joins_.assign(0x10000, 0);
+  joins_ = std::move(joins);
+  std::vector<uint8_t> narrow_joins(0x10000, 0);
   for (uint32_t pair = 0; pair < 0x10000; ++pair) {
     const uint8_t characters[2] = {static_cast<uint8_t>(pair >> 8), static_cast<uint8_t>(pair)};
-    narrow_joins_[load_pair(characters)] = joined(characters[0], characters[1]) ? 1 : 0;
+    narrow_joins[load_pair(characters)] = joined(characters[0], characters[1]) ? 1 : 0;
   }
+  narrow_joins_ = std::move(narrow_joins);
   find_runs(model);
   usable_ = true;
+}
+
+template <class Self, class Archive>
+void UnitRules::transfer(Self& self, Archive& archive) {
+  archive(self.usable_);
+  archive(self.wide_alone_);
+  archive(self.literals_apart_);
+  archive(self.sum_limit_);
+  archive(self.largest_score_);
+  archive(self.costs_);
+  archive(self.rows_);
+  archive(self.joins_);
+  archive(self.narrow_joins_);
+  archive(self.row_words_);
+  archive(self.run_ids_);
+}
+
+void UnitRules::write(CompiledWriter& writer) const { transfer(*this, writer); }
+
+UnitRules::UnitRules(const Model& model, CompiledReader& reader) : codes_(model.codes) {
+  transfer(*this, reader);
+  if (usable_) check(model);
+}
+
+// What a table of bits says is not checked: a pair that is wrongly joined or cut makes a unit that
+// the search finds no path or another path through, but no step out of a table.
+void UnitRules::check(const Model& model) const {
+  const size_t ids = model.spec.pieces.size();
+  const uint32_t most = std::min(codes_.highest(), kMostRows - 1);
+  const bool sound =
+      costs_.size() == ids && rows_.size() == 0x10000 && narrow_joins_.size() == 0x10000 &&
+      std::all_of(rows_.begin(), rows_.end(), [&](uint16_t row) { return row <= most; }) &&
+      std::all_of(narrow_joins_.begin(), narrow_joins_.end(),
+                  [](uint8_t bit) { return bit <= 1; }) &&
+      row_words_ > most >> 6 && row_words_ <= joins_.size() && joins_.size() / row_words_ > most &&
+      !run_ids_.empty() &&
+      std::all_of(run_ids_.begin(), run_ids_.end(), [&](uint32_t id) { return id < ids; }) &&
+      std::all_of(model.byte_ids.begin(), model.byte_ids.end(), [](int32_t id) { return id >= 0; });
+  if (!sound) throw FormatError("the rules of units lead outside of their tables");
 }
 
 // Let every score be c/2^k + d, c an integer, |d| <= D. All candidates of a unit start from the
@@ -107,9 +153,11 @@ bool UnitRules::scale_scores(const Model& model) {
       return std::abs(score - std::nearbyint(score / unit) * unit) < unit / (4.0 * kLongestUnit);
     });
     if (!multiples) continue;
-    costs_.reserve(spec.scores.size());
+    std::vector<int32_t> costs;
+    costs.reserve(spec.scores.size());
     for (const double score : spec.scores)
-      costs_.push_back(static_cast<int32_t>(std::nearbyint(score / unit)));
+      costs.push_back(static_cast<int32_t>(std::nearbyint(score / unit)));
+    costs_ = std::move(costs);
     // The sum is looked at before a unit, and M is reached in it.
     sum_limit_ = std::ldexp(1.0, 51 - k) / kLongestUnit - kLongestUnit * largest_score_;
     return sum_limit_ > 0.0;
@@ -129,9 +177,9 @@ void UnitRules::find_runs(const Model& model) {
     run += kSpaceMark;
   }
   const std::string two = std::string(kSpaceMarkUtf8) + std::string(kSpaceMarkUtf8);
-  const auto holding =
-      std::count_if(model.spec.pieces.begin(), model.spec.pieces.end(),
-                    [&](const std::string& piece) { return piece.find(two) != std::string::npos; });
+  ptrdiff_t holding = 0;
+  for (size_t piece = 0; piece < model.spec.pieces.size(); ++piece)
+    holding += model.spec.pieces[piece].find(two) != std::string_view::npos ? 1 : 0;
   const auto runs = static_cast<ptrdiff_t>(run_ids_.size()) - 2;  // those of two marks or more
   if (runs < 1 || holding != runs || model.spec.scores[run_ids_[1]] >= 0.0) run_ids_.resize(1);
 }

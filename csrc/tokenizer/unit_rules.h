@@ -15,6 +15,9 @@ class UnitRules {
   static constexpr size_t kLongestUnit = 32;  // in characters; longer ones go to the plain search
 
   explicit UnitRules(const Model& model);
+  // Of a compiled file. Throws FormatError where a search would leave the tables.
+  UnitRules(const Model& model, CompiledReader& reader);
+  void write(CompiledWriter& writer) const;
 
   // False where the unit search would not be exact, or cannot be had: sums in single precision,
   // scores that are no multiples of a power of two, a character that only occurs inside pieces.
@@ -60,6 +63,9 @@ class UnitRules {
  private:
   static constexpr uint32_t kMostRows = 8192;  // of 1 KB each at most
 
+  template <class Self, class Archive>
+  static void transfer(Self& self, Archive& archive);
+  void check(const Model& model) const;
   bool scale_scores(const Model& model);
   void find_runs(const Model& model);
 
@@ -68,10 +74,10 @@ class UnitRules {
   bool literals_apart_ = false;
   double sum_limit_ = 0.0;
   double largest_score_ = 0.0;
-  std::vector<int32_t> costs_;
-  std::vector<uint16_t> rows_;         // by character up to U+FFFF
-  std::vector<uint64_t> joins_;        // a bit for each pair of rows
-  std::vector<uint8_t> narrow_joins_;  // 0 or 1 for pairs of bytes, in memory's order
+  Table<int32_t> costs_;
+  Table<uint16_t> rows_;         // by character up to U+FFFF
+  Table<uint64_t> joins_;        // a bit for each pair of rows
+  Table<uint8_t> narrow_joins_;  // 0 or 1 for pairs of bytes, in memory's order
   size_t row_words_ = 1;
   std::vector<uint32_t> run_ids_;
   const CharacterCodes& codes_;

@@ -229,12 +229,14 @@ uint8_t UnitSearch::solve(const Char* unit, size_t length, Id* ids) const {
     bool tied;
   };
   std::array<Best, kLongestUnit + 1> best;
+  // A position that no path leads to counts as tied. All units of sound tables have a path.
+  constexpr int64_t kUnreached = std::numeric_limits<int64_t>::min() / 2;
   std::array<uint32_t, kLongestUnit> codes;
   for (size_t i = 0; i < length; ++i) {
     codes[i] = model_.codes[static_cast<char32_t>(unit[i])];
-    best[i + 1].cost = std::numeric_limits<int64_t>::min();
+    best[i + 1] = {kUnreached, 0, 1, true};
   }
-  best[0].cost = 0;
+  best[0] = {0, 0, 0, false};
   const Trie::Node* const nodes = model_.trie.nodes();
   const int32_t* const costs = rules_.costs();
   for (size_t start = 0; start < length; ++start) {

@@ -1,10 +1,5 @@
-"""Byte-fallback Unigram tokenizer, exact to Hugging Face `tokenizers` and much faster.
+"""The public tokenizer: a thin layer over the compiled module, which does the work."""
 
-Reads a `tokenizer.json` of the LLM-jp kind, with the ids and text of `tokenizers` on every `str`,
-or a SentencePiece `.model`. docs/tokenizer.md states the rules, their reasons and the limits.
-"""
-
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,48 +9,21 @@ import numpy as np
 import numpy.typing as npt
 
 from llmjp_ext import _tokenizer
+from llmjp_ext.tokenizer.decode_stream import DecodeStream
+from llmjp_ext.tokenizer.source import Source, is_compiled, named_tokens, write_atomically
 
 if TYPE_CHECKING:
     from llmjp_ext.integrations.tokenizer import PreTrainedTokenizerFast
 
 Ids = Sequence[int] | npt.NDArray[np.integer]
 
-_NAMED_TOKENS = (
-    "unk_token",
-    "bos_token",
-    "eos_token",
-    "pad_token",
-    "cls_token",
-    "sep_token",
-    "mask_token",
-)
-
-
-class DecodeStream:
-    """Turns ids into text as they come; characters appear as soon as their bytes are complete."""
-
-    def __init__(self, tokenizer: _tokenizer.Tokenizer, skip_special_tokens: bool) -> None:
-        self._stream = _tokenizer.DecodeStream(tokenizer, skip_special_tokens)
-
-    def step(self, id: int) -> str:
-        """Takes the next id; returns the text that it completes, often empty within a character.
-
-        Raises:
-            TypeError: `id` is not an integer.
-            ValueError: it is negative.
-        """
-        return self._stream.step(id)
-
-    def finish(self) -> str:
-        """Ends the text: U+FFFD for each byte of an unfinished character. Then starts anew."""
-        return self._stream.finish()
-
 
 class Tokenizer:
     """A tokenizer; immutable, and safe to use from several threads at once.
 
     Calls release the interpreter's lock while they encode or decode. Pickling carries the file's
-    bytes, so that a copy needs no file.
+    bytes, so that a copy needs no file. Two tokenizers are equal if they give the same ids and text
+    for everything, whichever file they come from.
     """
 
     def __init__(
@@ -64,21 +32,28 @@ class Tokenizer:
         """From a file's bytes; use from_file() or from_pretrained() for files.
 
         Args:
-            data: the bytes of a tokenizer.json ("json") or of a .model ("sentencepiece").
-            format: "json" or "sentencepiece".
+            data: the bytes of a tokenizer.json ("json"), of a .model ("sentencepiece"), or of what
+                save_compiled() wrote ("compiled").
+            format: "json", "sentencepiece" or "compiled".
             named_tokens: the tokens that to_hf() names, such as {"eos_token": "</s>"}.
 
         Raises:
             ValueError: the file is damaged, or asks for something that is not supported.
         """
-        self._data = data
-        self._format = format
-        self._named_tokens = dict(named_tokens or {})
+        if format not in ("json", "sentencepiece", "compiled"):
+            raise ValueError(f"format must be json, sentencepiece or compiled, got {format!r}")
         self._native = _tokenizer.Tokenizer(data, format)
+        self._named_tokens = dict(named_tokens or {})
+        self._compiled = format == "compiled"
+        # None: in the note of the compiled file, to be unpacked when it is asked for.
+        self._source = None if self._compiled else Source(data, format)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> "Tokenizer":
-        """Loads `tokenizer.json`, or a SentencePiece model from a file named `*.model`.
+        """Loads `tokenizer.json`, a SentencePiece `*.model`, or what save_compiled() wrote.
+
+        A compiled file is known by its first bytes, whatever its name, and is mapped into memory:
+        it may be replaced while it is in use, but must not be written over or cut short.
 
         Raises:
             OSError: the file cannot be read.
@@ -86,7 +61,15 @@ class Tokenizer:
         """
         path = Path(path)
         try:
-            return cls(path.read_bytes(), "sentencepiece" if path.suffix == ".model" else "json")
+            if not is_compiled(path):
+                format = "sentencepiece" if path.suffix == ".model" else "json"
+                return cls(path.read_bytes(), format)
+            tokenizer = cls.__new__(cls)
+            tokenizer._native = _tokenizer.Tokenizer(os.fsencode(path), "compiled file")
+            tokenizer._named_tokens = {}
+            tokenizer._compiled = True
+            tokenizer._source = None
+            return tokenizer
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
@@ -100,20 +83,32 @@ class Tokenizer:
         """
         directory = Path(directory)
         tokenizer = cls.from_file(directory / "tokenizer.json")
-        config = directory / "tokenizer_config.json"
-        if config.exists():
-            try:
-                entries = json.loads(config.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ValueError(f"{config}: {error}") from None
-            if not isinstance(entries, dict):
-                raise ValueError(f"{config}: expected an object, found {type(entries).__name__}")
-            for name in _NAMED_TOKENS:
-                token = entries.get(name)
-                content = token.get("content") if isinstance(token, dict) else token
-                if isinstance(content, str):
-                    tokenizer._named_tokens[name] = content
+        tokenizer._named_tokens.update(named_tokens(directory / "tokenizer_config.json"))
         return tokenizer
+
+    def save_compiled(self, path: str | os.PathLike[str]) -> None:
+        """Writes the tokenizer as a file of ready tables, which from_file() loads in milliseconds.
+
+        The usual suffix is `.llmjptok`. The file holds its source too, so that to_hf() and pickling
+        work as ever. Processes that load it share its pages. It is for this build's format and byte
+        order; keep the source. An existing file is replaced in one step.
+
+        Raises:
+            OSError: it cannot be written; nothing is left behind.
+        """
+        write_atomically(Path(path), self._native.compile(self._packed_source()))
+
+    def _packed_source(self) -> bytes:
+        source = self._original()
+        return Source(source.data, source.format, self._all_named_tokens()).pack()
+
+    def _original(self) -> Source:
+        if self._source is None:
+            self._source = Source.unpack(self._native.note)
+        return self._source
+
+    def _all_named_tokens(self) -> dict[str, str]:
+        return {**self._original().named_tokens, **self._named_tokens}
 
     def encode(
         self,
@@ -218,7 +213,8 @@ class Tokenizer:
             NotImplementedError: this tokenizer came from a SentencePiece model, whose rules for
                 literals such as "<0x41>" Hugging Face's library cannot follow.
         """
-        if self._format != "json":
+        source = self._original()
+        if source.format != "json":
             raise NotImplementedError(
                 "to_hf() needs a tokenizer.json; convert the SentencePiece model first"
             )
@@ -231,16 +227,31 @@ class Tokenizer:
             # A name that leads back to its id: Transformers would add any other as a new token.
             if token is not None and self.token_to_id(token) == ids[0]:
                 names[role] = token
-        names.update(self._named_tokens)
-        return fast_tokenizer(self._data.decode("utf-8"), names)
+        names.update(self._all_named_tokens())
+        return fast_tokenizer(source.data.decode("utf-8"), names)
 
     def __len__(self) -> int:
         """Same as vocab_size."""
         return self.vocab_size
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both give the same ids and text for everything."""
+        if not isinstance(other, Tokenizer):
+            return NotImplemented
+        return self is other or self._native.compile(b"") == other._native.compile(b"")
+
+    def __hash__(self) -> int:
+        """Equal tokenizers have equal sizes and special ids."""
+        return hash((self.vocab_size, *self._native.special_ids))
+
     def __reduce__(self) -> tuple[Callable[..., "Tokenizer"], tuple[Any, ...]]:
         """Pickles as the file's bytes."""
-        return _restore, (type(self), self._data, self._format, self._named_tokens)
+        if self._compiled:
+            data, format = self._native.compile(self._native.note), "compiled"
+        else:
+            source = self._original()
+            data, format = source.data, source.format
+        return _restore, (type(self), data, format, self._named_tokens)
 
 
 def _restore(

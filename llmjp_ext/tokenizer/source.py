@@ -1,0 +1,114 @@
+"""What a tokenizer was made from, and the files that it is read from and written to."""
+
+import contextlib
+import json
+import os
+import secrets
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+COMPILED_MAGIC = b"LLMJPTOK"
+
+_NAMED_TOKENS = (
+    "unk_token",
+    "bos_token",
+    "eos_token",
+    "pad_token",
+    "cls_token",
+    "sep_token",
+    "mask_token",
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The file that a tokenizer was made from.
+
+    Attributes:
+        data: its bytes.
+        format: "json" or "sentencepiece".
+        named_tokens: special tokens by role, such as {"eos_token": "</s>"}.
+    """
+
+    data: bytes
+    format: str
+    named_tokens: Mapping[str, str] = field(default_factory=dict)
+
+    def pack(self) -> bytes:
+        """As the note of a compiled file: a line of JSON, then the data compressed."""
+        head = {"format": self.format, "named_tokens": dict(self.named_tokens)}
+        return json.dumps(head).encode() + b"\n" + zlib.compress(self.data, 6)
+
+    @classmethod
+    def unpack(cls, note: bytes) -> "Source":
+        """Reverse of pack().
+
+        Raises:
+            ValueError: `note` is something else.
+        """
+        line, _, packed = note.partition(b"\n")
+        try:
+            head = json.loads(line)
+            return cls(zlib.decompress(packed), head["format"], head["named_tokens"])
+        except (ValueError, KeyError, TypeError, zlib.error) as error:
+            raise ValueError(f"compiled tokenizer: its source cannot be read: {error}") from None
+
+
+def is_compiled(path: Path) -> bool:
+    """Whether a file begins as a compiled tokenizer does."""
+    with path.open("rb") as stream:
+        return stream.read(len(COMPILED_MAGIC)) == COMPILED_MAGIC
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object of a JSON file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it holds no JSON object; the message names the file.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(entries, dict):
+        raise ValueError(f"{path}: expected an object, found {type(entries).__name__}")
+    return entries
+
+
+def named_tokens(path: Path) -> dict[str, str]:
+    """The special tokens that a tokenizer_config.json names; none if there is no such file."""
+    if not path.exists():
+        return {}
+    entries = read_json_object(path)
+    found = {}
+    for name in _NAMED_TOKENS:
+        token = entries.get(name)
+        content = token.get("content") if isinstance(token, dict) else token
+        if isinstance(content, str):
+            found[name] = content
+    return found
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file under a temporary name beside it, then renames it: never half of it is seen.
+
+    Who has the old file mapped keeps the old one.
+
+    Raises:
+        OSError: it cannot be written; nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with temporary.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
