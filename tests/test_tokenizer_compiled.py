@@ -1,6 +1,7 @@
 """Compiled tokenizer files: the same tokenizer, mapped instead of parsed, and safe to load."""
 
 import functools
+import json
 import pickle
 import random
 import struct
@@ -26,11 +27,11 @@ SOURCES = ("trained json", "trained model", "llm-jp-v2.1 json", "llm-jp-v2.1 mod
 @functools.cache
 def source_file(name: str) -> Path:
     """The file that one of SOURCES is."""
-    json = name.endswith("json")
+    is_json = name.endswith("json")
     if name.startswith("trained"):
-        return trained_directory() / ("tokenizer.json" if json else "tokenizer.model")
+        return trained_directory() / ("tokenizer.json" if is_json else "tokenizer.model")
     folder = data_folder() / "llm-jp-tokenizer-v2.1"
-    return folder / "tokenizer.json" if json else next(folder.glob("*.model"))
+    return folder / "tokenizer.json" if is_json else next(folder.glob("*.model"))
 
 
 @pytest.fixture(scope="module")
@@ -241,9 +242,9 @@ def test_hostile_files_never_crash(tmp_path: Path) -> None:
     small = folder / "small.llmjptok"
     hostile_source().save_compiled(small)
     count = 60
+    folders = [str(folder) for folder in (ROOT, ROOT / "python", ROOT / "tests")]
     run = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", HOSTILE, str(small), str(count)]
-        + [str(ROOT), str(ROOT / "python"), str(ROOT / "tests")],
+        [sys.executable, "-X", "faulthandler", "-c", HOSTILE, str(small), str(count), *folders],
         capture_output=True,
         text=True,
         timeout=120,
@@ -255,8 +256,6 @@ def test_hostile_files_never_crash(tmp_path: Path) -> None:
 
 def hostile_source() -> Tokenizer:
     """A tokenizer of the trained one's first pieces, all of its kind and small."""
-    import json
-
     document = json.loads(source_file("trained json").read_text("utf-8"))
     vocabulary = document["model"]["vocab"]
     document["model"]["vocab"] = [
