@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from llmjp_ext.ops.cross_entropy import cross_entropy as cross_entropy
     from llmjp_ext.ops.layer_norm import layer_norm as layer_norm
     from llmjp_ext.ops.rms_norm import rms_norm as rms_norm
+    from llmjp_ext.ops.rotary import rotary as rotary
     from llmjp_ext.ops.sample import sample as sample
+    from llmjp_ext.ops.swiglu import swiglu as swiglu
     from llmjp_ext.tokenizer import Tokenizer as Tokenizer
 
 _HOME_OF_NAME = {
@@ -30,7 +32,9 @@ _HOME_OF_NAME = {
     "cross_entropy": "llmjp_ext.ops.cross_entropy",
     "layer_norm": "llmjp_ext.ops.layer_norm",
     "rms_norm": "llmjp_ext.ops.rms_norm",
+    "rotary": "llmjp_ext.ops.rotary",
     "sample": "llmjp_ext.ops.sample",
+    "swiglu": "llmjp_ext.ops.swiglu",
 }
 _SUBMODULES = ("nn", "reference")
 
@@ -45,7 +49,9 @@ __all__ = [
     "nn",
     "reference",
     "rms_norm",
+    "rotary",
     "sample",
+    "swiglu",
 ]
 
 

@@ -138,6 +138,20 @@ EXPECTATIONS: dict[str, Expectation] = {
         narrow=lambda kernel: None if is_scalar(kernel) else {"LDG": 0, "STG": 0},
     ),
     "bias_gelu_backward_group_sum_kernel": Expectation(),
+    # Two rows of gate and up at a time; backward reads dy too and writes two gradients.
+    "swiglu_forward_kernel": Expectation(
+        wide=lambda kernel: {} if is_scalar(kernel) else {"LDG": 4, "STG": 2},
+        narrow=lambda kernel: None if is_scalar(kernel) else {"LDG": 0, "STG": 0},
+    ),
+    "swiglu_backward_kernel": Expectation(
+        wide=lambda kernel: {} if is_scalar(kernel) else {"LDG": 6, "STG": 4},
+        narrow=lambda kernel: None if is_scalar(kernel) else {"LDG": 0, "STG": 0},
+    ),
+    # Two heads at a time, of each one chunk or two; angles, which are small, come as they lie.
+    "rotary_forward_kernel": Expectation(
+        wide=lambda kernel: {} if is_scalar(kernel) else {"LDG": 2, "STG": 2},
+        narrow=lambda kernel: None if is_scalar(kernel) else {"STG": 0},
+    ),
     # Four loads on their way at a time and one more for the rest; elements before and behind the
     # 16-byte chunks of a row are taken one by one.
     "cross_entropy_forward_kernel": Expectation(wide=lambda kernel: {"LDG": 5}),
@@ -312,8 +326,8 @@ def faults_in_code(kernel: Kernel, opcodes: Counter[str]) -> list[str]:
             faults.append(f"{kernel} has {found} {kind}, expected {expected}")
     narrow = expectation.narrow(kernel)
     if narrow is not None:
-        sizes = [ELEMENT_BYTES[name] for name in kernel.arguments[:2]]
-        chunk_bits = 128 * sizes[0] // sizes[1]
+        sizes = [ELEMENT_BYTES[name] for name in kernel.arguments[:2] if name in ELEMENT_BYTES]
+        chunk_bits = 128 * sizes[0] // sizes[-1]
         for kind, most in narrow.items():
             widths = accesses(opcodes, kind)
             found = sum(count for bits, count in widths.items() if bits < chunk_bits)

@@ -300,7 +300,8 @@ def test_kernels_are_there_when_architectures_were_built() -> None:
     if _library.build_info()["cuda_architectures"]:
         assert {"layer_norm_fwd", "add_layer_norm_fwd", "layer_norm_bwd"} <= kernels
         assert {"rms_norm_fwd", "add_rms_norm_fwd", "rms_norm_bwd"} <= kernels
-        assert {"bias_gelu_fwd", "bias_gelu_bwd"} <= kernels
+        assert {"bias_gelu_fwd", "bias_gelu_bwd", "swiglu_fwd", "swiglu_bwd"} <= kernels
+        assert {"rotary", "rotary_inplace"} <= kernels
         assert {"cross_entropy_fwd", "cross_entropy_bwd", "cross_entropy_bwd_inplace"} <= kernels
     else:
         assert not kernels

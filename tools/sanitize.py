@@ -128,6 +128,44 @@ def sanitize_bias_gelu(device: torch.device) -> int:
     return 2 * len(cases)
 
 
+def sanitize_swiglu(device: torch.device) -> int:
+    """Halves of one tensor, aligned and not, few rows and many."""
+    shapes = ((1, 8), (5, 1023), (9, 4096), (3001, 264), (PERSISTENT_ELEMENTS // 8192, 8192))
+    cases = list(itertools.product(shapes, (FLOAT32, FLOAT16, BFLOAT16)))
+    for (rows, width), dtype in cases:
+        both = torch.randn(rows, 2 * width, device=device, dtype=dtype, requires_grad=True)
+        gate, up = both.chunk(2, dim=-1)
+        y = llmjp_ext.swiglu(gate, up)
+        y.float().sum().backward()
+        expected = torch.nn.functional.silu(gate.detach().float()) * up.detach().float()
+        torch.testing.assert_close(y.float(), expected, rtol=0.05, atol=0.05)
+        assert both.grad is not None
+        assert bool(both.grad.isfinite().all())
+    return 2 * len(cases)
+
+
+def sanitize_rotary(device: torch.device) -> int:
+    """Both layouts, whole and odd chunks, parts of heads, in place or not, angles shared or not."""
+    shapes = ((64, 32), (128, 64), (128, 32), (37, 9), (256, 128), (80, 40))
+    cases = list(
+        itertools.product(shapes, (FLOAT32, FLOAT16, BFLOAT16), (False, True), (False, True))
+    )
+    for (head_dim, pairs), dtype, interleaved, shared in cases:
+        packed = torch.randn(2, 65, 9, head_dim, device=device, dtype=dtype, requires_grad=True)
+        angle = torch.randn(*((65, pairs) if shared else (2, 65, pairs)), device=device)
+        cos, sin = angle.cos(), angle.sin()
+        for inplace in (False, True):
+            whole = packed * 1
+            q, k = whole[:, :, :7], whole[:, :, 7:]
+            turned = llmjp_ext.rotary(q, k, cos, sin, interleaved=interleaved, inplace=inplace)
+            (turned[0].float().square().sum() + turned[1].float().square().sum()).backward()
+            assert packed.grad is not None
+            # A turn keeps lengths, so the gradient of their squares is twice the input.
+            torch.testing.assert_close(packed.grad, 2 * packed.detach(), rtol=0.05, atol=0.05)
+            packed.grad = None
+    return 4 * len(cases)
+
+
 def sanitize_cross_entropy(device: torch.device) -> int:
     """Both sizes of block, every alignment, padding, ignored and wrong targets, in place or not."""
     calls = 0
@@ -194,6 +232,8 @@ def main() -> int:
         ("layer_norm", sanitize_layer_norm),
         ("rms_norm", sanitize_rms_norm),
         ("bias_gelu", sanitize_bias_gelu),
+        ("swiglu", sanitize_swiglu),
+        ("rotary", sanitize_rotary),
         ("cross_entropy", sanitize_cross_entropy),
         ("attention", sanitize_attention),
     ):

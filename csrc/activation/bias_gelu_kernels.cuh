@@ -8,23 +8,11 @@
 #include "activation/bias_gelu.h"
 #include "activation/bias_gelu_plan.h"
 #include "activation/gelu.cuh"
+#include "activation/warp_place.cuh"
 #include "device/group_sum.h"
 #include "device/vector.h"
 
 namespace llmjp::activation {
-
-// The columns and the group of the calling warp. `column` is the thread's first.
-template <int kChunk>
-struct WarpPlace {
-  int64_t group;
-  int64_t column;
-
-  LLMJP_DEVICE explicit WarpPlace(int64_t column_tiles) {
-    const int64_t warp = int64_t{device::block_index_x()} * kWarps + device::warp_index();
-    group = warp / column_tiles;
-    column = (warp % column_tiles * device::kWarpSize + device::lane_index()) * kChunk;
-  }
-};
 
 template <class B, int kChunk>
 LLMJP_DEVICE void load_bias(const void* bias, int64_t column, float (&values)[kChunk]) {

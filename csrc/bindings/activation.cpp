@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "activation/bias_gelu.h"
+#include "activation/swiglu.h"
 #include "bindings/device_scope.h"
 #include "bindings/library.h"
 #include "bindings/tensor_checks.h"
@@ -13,6 +14,8 @@ namespace {
 
 using activation::BiasGeluBackward;
 using activation::BiasGeluForward;
+using activation::SwigluBackward;
+using activation::SwigluForward;
 
 bool is_tanh(const std::string& approximate, const char* op) {
   check(approximate == "none" || approximate == "tanh", op,
@@ -38,8 +41,8 @@ struct Bias {
   const void* data() const { return tensor ? tensor->const_data_ptr() : nullptr; }
 };
 
-// Without a bias, rows that lie one behind the other are one long row, which wastes no lane at its
-// end however short they were.
+// Where no column is special, rows that lie one behind the other are one long row, which wastes no
+// lane at its end however short they were.
 void join_rows(int64_t& rows, int64_t& width, std::initializer_list<int64_t*> strides) {
   for (const int64_t* stride : strides) {
     if (*stride != width && rows != 1) return;
@@ -109,10 +112,63 @@ std::tuple<Tensor, Tensor> bias_gelu_bwd(const Tensor& dy, const Tensor& x,
   return {dx, dbias};
 }
 
+Tensor swiglu_fwd(const Tensor& gate, const Tensor& up) {
+  constexpr const char* op = "swiglu_fwd";
+  const DeviceScope scope(gate);
+  SwigluForward params{};
+  params.type = dtype_of(gate, op, "gate");
+  check_tensor(up, gate.sizes(), gate, op, "up");
+  check_dtype(up, params.type, op, "up");
+  const Rows gate_rows = rows_of(gate, op, "gate");
+  const Rows up_rows = rows_of(up, op, "up");
+  Tensor y = torch::stable::new_empty(gate, gate.sizes());
+  params.gate = gate_rows.data();
+  params.up = up_rows.data();
+  params.y = y.mutable_data_ptr();
+  params.rows = gate_rows.rows;
+  params.width = gate_rows.width;
+  params.gate_stride = gate_rows.stride;
+  params.up_stride = up_rows.stride;
+  join_rows(params.rows, params.width, {&params.gate_stride, &params.up_stride});
+  activation::swiglu_forward(params, scope.stream());
+  return y;
+}
+
+std::tuple<Tensor, Tensor> swiglu_bwd(const Tensor& dy, const Tensor& gate, const Tensor& up) {
+  constexpr const char* op = "swiglu_bwd";
+  const DeviceScope scope(gate);
+  SwigluBackward params{};
+  params.type = dtype_of(gate, op, "gate");
+  check_tensor(up, gate.sizes(), gate, op, "up");
+  check_dtype(up, params.type, op, "up");
+  check_tensor(dy, gate.sizes(), gate, op, "dy");
+  check_dtype(dy, params.type, op, "dy");
+  const Rows dy_rows = rows_of(dy, op, "dy");
+  const Rows gate_rows = rows_of(gate, op, "gate");
+  const Rows up_rows = rows_of(up, op, "up");
+  Tensor dgate = torch::stable::new_empty(gate, gate.sizes());
+  Tensor dup = torch::stable::new_empty(gate, gate.sizes());
+  params.dy = dy_rows.data();
+  params.gate = gate_rows.data();
+  params.up = up_rows.data();
+  params.dgate = dgate.mutable_data_ptr();
+  params.dup = dup.mutable_data_ptr();
+  params.rows = gate_rows.rows;
+  params.width = gate_rows.width;
+  params.dy_stride = dy_rows.stride;
+  params.gate_stride = gate_rows.stride;
+  params.up_stride = up_rows.stride;
+  join_rows(params.rows, params.width, {&params.dy_stride, &params.gate_stride, &params.up_stride});
+  activation::swiglu_backward(params, scope.stream());
+  return {dgate, dup};
+}
+
 }  // namespace
 }  // namespace llmjp::bindings
 
 LLMJP_LIBRARY_IMPL(LLMJP_NAMESPACE, LLMJP_DISPATCH_KEY, library) {
   library.impl("bias_gelu_fwd", TORCH_BOX(&llmjp::bindings::bias_gelu_fwd));
   library.impl("bias_gelu_bwd", TORCH_BOX(&llmjp::bindings::bias_gelu_bwd));
+  library.impl("swiglu_fwd", TORCH_BOX(&llmjp::bindings::swiglu_fwd));
+  library.impl("swiglu_bwd", TORCH_BOX(&llmjp::bindings::swiglu_bwd));
 }

@@ -66,6 +66,21 @@ LLMJP_LIBRARY(LLMJP_NAMESPACE, library) {
       "bias_gelu_bwd(Tensor dy, Tensor x, Tensor? bias, str approximate)"
       " -> (Tensor dx, Tensor dbias)");
 
+  // y = gate · σ(gate) · up
+  library.def("swiglu_fwd(Tensor gate, Tensor up) -> Tensor");
+
+  library.def("swiglu_bwd(Tensor dy, Tensor gate, Tensor up) -> (Tensor dgate, Tensor dup)");
+
+  // q [batch, tokens, heads, head_dim] and k turned by the angles of cos and sin, [tokens, pairs]
+  // or [batch, tokens, pairs]; inverse turns back, which is the gradient.
+  library.def(
+      "rotary(Tensor q, Tensor k, Tensor cos, Tensor sin, bool interleaved, bool inverse)"
+      " -> (Tensor, Tensor)");
+
+  library.def(
+      "rotary_inplace(Tensor(a!) q, Tensor(b!) k, Tensor cos, Tensor sin, bool interleaved, "
+      "bool inverse) -> ()");
+
   // loss, largest and log_sum are fp32 of targets' shape; the log-sum-exp of a row is kept as its
   // largest logit and the rest, which loses less than the sum. Classes from valid_vocab on have no
   // probability.

@@ -4,47 +4,20 @@
 #include "activation/bias_gelu.h"
 
 #include <cmath>
-#include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "device/dtype.h"
+#include "tests/buffer.h"
 #include "tests/check.h"
 
 namespace {
 
 using namespace llmjp;
-
-template <class T>
-constexpr host::DType kType = host::DType::kFloat32;
-template <>
-constexpr host::DType kType<device::float16> = host::DType::kFloat16;
-template <>
-constexpr host::DType kType<device::bfloat16> = host::DType::kBFloat16;
-
-// `count` elements, the first 16-byte aligned or one element off, with nothing behind the last.
-template <class T>
-struct Buffer {
-  Buffer(int64_t count, bool aligned, std::mt19937* random)
-      : bytes(new char[(count + (aligned ? 0 : 1)) * sizeof(T)]) {
-    data = reinterpret_cast<T*>(bytes.get()) + (aligned ? 0 : 1);
-    std::normal_distribution<float> normal(0.0f, 2.0f);
-    for (int64_t i = 0; i < count; ++i)
-      data[i] = device::from_float<T>(random == nullptr ? NAN : normal(*random));
-  }
-  double operator[](int64_t i) const { return device::to_float(data[i]); }
-
-  std::unique_ptr<char[]> bytes;
-  T* data;
-};
-
-void check_close(double actual, double expected, double tolerance, const std::string& what) {
-  if (!(std::abs(actual - expected) <= tolerance * (1.0 + std::abs(expected)))) {
-    tests::fail(__FILE__, __LINE__,
-                what + " is " + std::to_string(actual) + ", expected " + std::to_string(expected));
-  }
-}
+using tests::Buffer;
+using tests::check_close;
+using tests::kType;
 
 double gelu(double u, bool tanh) {
   if (!tanh) return 0.5 * u * (1.0 + std::erf(u * std::sqrt(0.5)));
@@ -56,14 +29,16 @@ void check_bias_gelu(int64_t rows, int64_t width, bool aligned, bool with_bias, 
                      double tolerance) {
   std::mt19937 random(static_cast<uint32_t>(rows * 100003 + width));
   const std::string shape = std::to_string(rows) + " x " + std::to_string(width);
-  Buffer<X> x(rows * width, aligned, &random), dy(rows * width, aligned, &random),
-      y(rows * width, aligned, nullptr), dx(rows * width, aligned, nullptr);
-  Buffer<B> bias(width, aligned, &random), dbias(width, aligned, nullptr);
+  const int64_t offset = aligned ? 0 : 1;
+  Buffer<X> x(rows * width, offset), dy(rows * width, offset), y(rows * width, offset),
+      dx(rows * width, offset);
+  Buffer<B> bias(width, offset), dbias(width, offset);
+  x.draw(random), dy.draw(random), bias.draw(random);
 
   activation::BiasGeluForward forward{};
-  forward.x = x.data;
-  forward.bias = with_bias ? bias.data : nullptr;
-  forward.y = y.data;
+  forward.x = x.data();
+  forward.bias = with_bias ? bias.data() : nullptr;
+  forward.y = y.data();
   forward.rows = rows;
   forward.width = forward.x_stride = width;
   forward.tanh = tanh;
@@ -72,18 +47,18 @@ void check_bias_gelu(int64_t rows, int64_t width, bool aligned, bool with_bias, 
   activation::bias_gelu_forward(forward, nullptr);
 
   activation::BiasGeluBackward backward{};
-  backward.dy = dy.data;
-  backward.x = x.data;
+  backward.dy = dy.data();
+  backward.x = x.data();
   backward.bias = forward.bias;
-  backward.dx = dx.data;
-  backward.dbias = with_bias ? dbias.data : nullptr;
+  backward.dx = dx.data();
+  backward.dbias = with_bias ? dbias.data() : nullptr;
   backward.rows = rows;
   backward.width = backward.dy_stride = backward.x_stride = width;
   backward.tanh = tanh;
   backward.x_type = kType<X>;
   backward.bias_type = forward.bias_type;
-  Buffer<float> workspace(activation::bias_gelu_backward_workspace(backward), true, nullptr);
-  backward.workspace = workspace.data;
+  Buffer<float> workspace(activation::bias_gelu_backward_workspace(backward));
+  backward.workspace = workspace.data();
   activation::bias_gelu_backward(backward, nullptr);
 
   std::vector<double> sums(width, 0.0);

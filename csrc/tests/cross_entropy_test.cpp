@@ -4,35 +4,19 @@
 #include "cross_entropy/cross_entropy.h"
 
 #include <cmath>
-#include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "device/dtype.h"
+#include "tests/buffer.h"
 #include "tests/check.h"
 
 namespace {
 
 using namespace llmjp;
-
-// `count` elements that begin `offset` elements behind a multiple of 16 bytes and end where the
-// allocation ends.
-template <class T>
-struct Row {
-  Row(int64_t count, int64_t offset) : bytes(new char[(offset + count) * sizeof(T)]) {
-    data = reinterpret_cast<T*>(bytes.get()) + offset;
-  }
-  std::unique_ptr<char[]> bytes;
-  T* data;
-};
-
-void check_close(double actual, double expected, double tolerance, const std::string& what) {
-  if (!(std::abs(actual - expected) <= tolerance * (1.0 + std::abs(expected)))) {
-    tests::fail(__FILE__, __LINE__,
-                what + " is " + std::to_string(actual) + ", expected " + std::to_string(expected));
-  }
-}
+using tests::Buffer;
+using tests::check_close;
 
 // One row forward and backward; `gradient_offset` equal to `offset` lets the vector path run.
 template <class T>
@@ -40,9 +24,9 @@ void check_row(host::DType type, int64_t vocab, int64_t classes, int64_t offset,
                int64_t gradient_offset, bool in_place, double tolerance) {
   std::mt19937 random(static_cast<uint32_t>(vocab * 31 + classes * 7 + offset));
   std::normal_distribution<float> normal(0.0f, 3.0f);
-  Row<T> logits(vocab, offset);
+  Buffer<T> logits(vocab, offset);
   for (int64_t i = 0; i < vocab; ++i)
-    logits.data[i] = device::from_float<T>(i < classes ? normal(random) : NAN);
+    logits.data()[i] = device::from_float<T>(i < classes ? normal(random) : NAN);
   const int64_t target = classes - 1;
   float loss = NAN, largest = NAN, log_sum = NAN;
   const float g = 1.5f, smoothing = 0.1f, z_loss = 0.01f;
@@ -50,7 +34,7 @@ void check_row(host::DType type, int64_t vocab, int64_t classes, int64_t offset,
   double most = -INFINITY, sum = 0.0, mean = 0.0;
   std::vector<double> x(classes);
   for (int64_t i = 0; i < classes; ++i) {
-    x[i] = device::to_float(logits.data[i]);
+    x[i] = logits[i];
     most = std::max(most, x[i]);
     mean += x[i] / static_cast<double>(classes);
   }
@@ -58,7 +42,7 @@ void check_row(host::DType type, int64_t vocab, int64_t classes, int64_t offset,
   const double lse = most + std::log(sum);
 
   cross_entropy::CrossEntropyForward forward{};
-  forward.logits = logits.data;
+  forward.logits = logits.data();
   forward.targets = &target;
   forward.loss = &loss;
   forward.largest = &largest;
@@ -77,12 +61,11 @@ void check_row(host::DType type, int64_t vocab, int64_t classes, int64_t offset,
               1e-5, what + ": loss");
   check_close(static_cast<double>(largest) + log_sum, lse, 1e-5, what + ": lse");
 
-  Row<T> separate(vocab, gradient_offset);
-  for (int64_t i = 0; i < vocab; ++i) separate.data[i] = device::from_float<T>(NAN);
-  T* gradient = in_place ? logits.data : separate.data;
+  Buffer<T> separate(vocab, gradient_offset);
+  T* gradient = in_place ? logits.data() : separate.data();
   cross_entropy::CrossEntropyBackward backward{};
   backward.dloss = &g;
-  backward.logits = logits.data;
+  backward.logits = logits.data();
   backward.targets = &target;
   backward.largest = &largest;
   backward.log_sum = &log_sum;

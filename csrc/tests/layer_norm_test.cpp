@@ -2,74 +2,36 @@
 // finds any access beyond, and with every output poisoned, so that one left unwritten shows. Values
 // are checked against the formulas in double.
 #include <cmath>
-#include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "device/dtype.h"
 #include "norm/layer_norm.h"
+#include "tests/buffer.h"
 #include "tests/check.h"
 
 namespace {
 
 using namespace llmjp;
-
-template <class T>
-constexpr host::DType kType = host::DType::kFloat32;
-template <>
-constexpr host::DType kType<device::float16> = host::DType::kFloat16;
-template <>
-constexpr host::DType kType<device::bfloat16> = host::DType::kBFloat16;
-
-// `count` elements whose first is 16-byte aligned, or deliberately one element off, with nothing
-// behind the last.
-template <class T>
-class Buffer {
- public:
-  Buffer(int64_t count, bool aligned, float fill) : count_(count) {
-    static_assert(__STDCPP_DEFAULT_NEW_ALIGNMENT__ >= 16, "new aligns to 16 bytes");
-    const size_t offset = aligned ? 0 : sizeof(T);
-    bytes_.reset(new char[offset + count * sizeof(T)]);
-    data_ = reinterpret_cast<T*>(bytes_.get() + offset);
-    for (int64_t i = 0; i < count; ++i) data_[i] = device::from_float<T>(fill);
-  }
-
-  T* data() { return data_; }
-  double operator[](int64_t i) const { return device::to_float(data_[i]); }
-
-  void draw(std::mt19937& random) {
-    std::normal_distribution<float> normal(0.5f, 1.0f);
-    for (int64_t i = 0; i < count_; ++i) data_[i] = device::from_float<T>(normal(random));
-  }
-
- private:
-  std::unique_ptr<char[]> bytes_;
-  T* data_;
-  int64_t count_;
-};
-
-void check_close(double actual, double expected, double tolerance, const std::string& what) {
-  if (!(std::abs(actual - expected) <= tolerance * (1.0 + std::abs(expected)))) {
-    tests::fail(__FILE__, __LINE__,
-                what + " is " + std::to_string(actual) + ", expected " + std::to_string(expected));
-  }
-}
+using tests::Buffer;
+using tests::check_close;
+using tests::kType;
 
 template <class X, class R, class W>
 void check_layer_norm(int64_t rows, int64_t width, bool aligned, bool with_residual,
                       double tolerance, bool centred = true) {
   std::mt19937 random(static_cast<uint32_t>(rows * 100003 + width));
   const std::string shape = std::to_string(rows) + " x " + std::to_string(width);
-  Buffer<X> x(rows * width, aligned, 0), dy(rows * width, aligned, 0),
-      y(rows * width, aligned, NAN);
-  Buffer<R> residual(rows * width, aligned, 0), r(rows * width, aligned, NAN),
-      dr(rows * width, aligned, 0), dx(rows * width, aligned, NAN);
-  Buffer<W> weight(width, aligned, 0), bias(width, aligned, 0), dweight(width, aligned, NAN),
-      dbias(width, aligned, NAN);
-  Buffer<float> mean(rows, true, NAN), rstd(rows, true, NAN);
-  x.draw(random), dy.draw(random), residual.draw(random), dr.draw(random), weight.draw(random),
-      bias.draw(random);
+  const int64_t offset = aligned ? 0 : 1;
+  Buffer<X> x(rows * width, offset), dy(rows * width, offset), y(rows * width, offset);
+  Buffer<R> residual(rows * width, offset), r(rows * width, offset), dr(rows * width, offset),
+      dx(rows * width, offset);
+  Buffer<W> weight(width, offset), bias(width, offset), dweight(width, offset),
+      dbias(width, offset);
+  Buffer<float> mean(rows), rstd(rows);
+  x.draw(random, 0.5f, 1.0f), dy.draw(random, 0.5f, 1.0f), residual.draw(random, 0.5f, 1.0f),
+      dr.draw(random, 0.5f, 1.0f), weight.draw(random, 0.5f, 1.0f), bias.draw(random, 0.5f, 1.0f);
 
   norm::LayerNormForward forward{};
   norm::LayerNormBackward backward{};
@@ -104,7 +66,7 @@ void check_layer_norm(int64_t rows, int64_t width, bool aligned, bool with_resid
   backward.x_type = kType<X>;
   backward.row_type = kType<R>;
   backward.weight_type = kType<W>;
-  Buffer<float> workspace(norm::layer_norm_backward_workspace(backward), true, NAN);
+  Buffer<float> workspace(norm::layer_norm_backward_workspace(backward));
   backward.workspace = workspace.data();
   norm::layer_norm_backward(backward, nullptr);
 
