@@ -78,12 +78,18 @@ def report_ops() -> list[tuple[str, str]]:
 
 
 def report_tokenizer() -> list[tuple[str, str]]:
-    """Whether the native tokenizer module loads, and from where."""
+    """Whether the native tokenizer module loads, from where, and the instructions it will use."""
     try:
         module = importlib.import_module("llmjp_ext._tokenizer")
     except ImportError as error:
         return [("tokenizer", f"not available ({error}); run 'pip install .' in the source folder")]
-    return [("tokenizer", str(module.__file__))]
+    facts = [("tokenizer", str(module.__file__))]
+    supported = ", ".join(module.supported_isas())
+    try:
+        facts.append(("tokenizer's instructions", f"{module.default_isa()} (of {supported})"))
+    except ValueError as error:
+        facts.append(("tokenizer's instructions", str(error)))
+    return facts
 
 
 def main() -> int:

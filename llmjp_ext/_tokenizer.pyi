@@ -5,9 +5,18 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+def supported_isas() -> list[str]: ...
+def default_isa() -> str: ...
+
 class Tokenizer:
     def __init__(
-        self, data: bytes, format: str, *, units: bool = True, memo_bits: int = 15
+        self,
+        data: bytes,
+        format: str,
+        *,
+        units: bool = True,
+        memo_bits: int = 15,
+        isa: str = "",
     ) -> None: ...
     def encode(
         self, text: str, pair: str | None, add_special_tokens: bool, encode_special_tokens: bool
@@ -40,6 +49,8 @@ class Tokenizer:
     def score(self, id: int) -> float: ...
     @property
     def note(self) -> bytes: ...
+    @property
+    def isa(self) -> str: ...
     @property
     def vocab_size(self) -> int: ...
     @property

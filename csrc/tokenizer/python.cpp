@@ -22,6 +22,19 @@ namespace {
 constexpr int64_t kNarrowVocabulary =
     65500;  // up to it ids are uint16, as Megatron's data files decide too
 
+constexpr const char* kIsaVariable = "LLMJP_TOKENIZER_ISA";
+
+py::list supported_isas() {
+  py::list names;
+  for (const host::InstructionSet set : host::supported_instruction_sets())
+    names.append(host::name(set));
+  return names;
+}
+
+std::string_view default_isa() {
+  return host::name(host::choose_instruction_set("", kIsaVariable, UnitCuts::preferred()));
+}
+
 Text text_of(py::handle object, const char* what) {
   if (!PyUnicode_Check(object.ptr())) {
     throw py::type_error(std::string(what) + " must be str, got " + Py_TYPE(object.ptr())->tp_name);
@@ -115,11 +128,13 @@ py::str str_of(const std::string& text) { return py::str(text.data(), text.size(
 
 class PyTokenizer {
  public:
-  PyTokenizer(const py::bytes& data, const std::string& format, bool units, int memo_bits) {
+  PyTokenizer(const py::bytes& data, const std::string& format, bool units, int memo_bits,
+              const std::string& isa) {
     const std::string_view bytes = data;
     if (memo_bits < 0 || memo_bits > 24)
       throw py::value_error("memo_bits must be 0 to 24, got " + std::to_string(memo_bits));
-    const SearchOptions search{units, memo_bits};
+    const SearchOptions search{
+        units, memo_bits, host::choose_instruction_set(isa, kIsaVariable, UnitCuts::preferred())};
     const py::gil_scoped_release unlocked;
     if (format == "compiled") {
       tokenizer_ = std::make_shared<Tokenizer>(CompiledReader::copy(bytes), search);
@@ -237,6 +252,8 @@ class PyTokenizer {
     return py::str(token.data(), token.size());
   }
 
+  std::string_view isa() const { return host::name(tokenizer_->instructions()); }
+
   double score(int64_t id) const {
     const auto& scores = tokenizer_->model().spec.scores;
     if (id < 0 || static_cast<size_t>(id) >= scores.size()) {
@@ -348,9 +365,12 @@ PYBIND11_MODULE(_tokenizer, m) {
       PyErr_SetFromErrno(PyExc_OSError);
     }
   });
+  m.def("supported_isas", &llmjp::tokenizer::supported_isas);
+  m.def("default_isa", &llmjp::tokenizer::default_isa);
   py::class_<PyTokenizer>(m, "Tokenizer")
-      .def(py::init<const py::bytes&, const std::string&, bool, int>(), py::arg("data"),
-           py::arg("format"), py::kw_only(), py::arg("units") = true, py::arg("memo_bits") = 15)
+      .def(py::init<const py::bytes&, const std::string&, bool, int, const std::string&>(),
+           py::arg("data"), py::arg("format"), py::kw_only(), py::arg("units") = true,
+           py::arg("memo_bits") = 15, py::arg("isa") = "")
       .def("encode", &PyTokenizer::encode, py::arg("text"), py::arg("pair"),
            py::arg("add_special_tokens"), py::arg("encode_special_tokens"))
       .def("encode_batch", &PyTokenizer::encode_batch, py::arg("texts"),
@@ -365,6 +385,7 @@ PYBIND11_MODULE(_tokenizer, m) {
       .def("compile", &PyTokenizer::compile, py::arg("note"))
       .def_property_readonly("note", &PyTokenizer::note)
       .def("score", &PyTokenizer::score, py::arg("id"))
+      .def_property_readonly("isa", &PyTokenizer::isa)
       .def_property_readonly("vocab_size", &PyTokenizer::vocab_size)
       .def_property_readonly("special_ids", &PyTokenizer::special_ids)
       .def_property_readonly("unknown_id", &PyTokenizer::unknown_id)

@@ -16,8 +16,7 @@ class Tokenizer::Lease {
       workspace_.reset(slot.exchange(nullptr));
       if (workspace_) return;
     }
-    workspace_ =
-        std::make_unique<Workspace>(owner_.model_, owner_.rules_, owner_.search_.memo_bits);
+    workspace_ = std::make_unique<Workspace>(owner_.model_, owner_.rules_, owner_.search_);
   }
   ~Lease() {
     for (auto& slot : owner_.idle_) {

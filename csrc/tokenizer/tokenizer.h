@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "host/cpu_features.h"
 #include "tokenizer/compiled_model.h"
 #include "tokenizer/decoder.h"
 #include "tokenizer/id_buffer.h"
@@ -36,12 +37,13 @@ struct EncodeOptions {
 struct SearchOptions {
   bool units = true;   // where the vocabulary allows; false: the plain search, for comparison
   int memo_bits = 15;  // 2^15 sets: 2 MB a thread, what a core's caches hold
+  host::InstructionSet instructions = host::InstructionSet::kGeneric;  // that the CPU has
 };
 
 // What one thread needs besides the model, kept between calls.
 struct Workspace {
-  Workspace(const Model& model, const UnitRules& rules, int memo_bits)
-      : sequential(model), units(model, rules, sequential, memo_bits) {}
+  Workspace(const Model& model, const UnitRules& rules, const SearchOptions& search)
+      : sequential(model), units(model, rules, sequential, search.memo_bits, search.instructions) {}
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
 
@@ -66,6 +68,7 @@ class Tokenizer {
 
   // A compiled file's bytes.
   std::string compile(std::string_view note) const;
+  host::InstructionSet instructions() const { return search_.instructions; }
 
   // Appends the ids of `text`, or of the pair if `second` is not null. Throws LoneSurrogate.
   // `Id` is wide enough for every id of the vocabulary, and the same in all calls.

@@ -184,47 +184,4 @@ void UnitRules::find_runs(const Model& model) {
   if (runs < 1 || holding != runs || model.spec.scores[run_ids_[1]] >= 0.0) run_ids_.resize(1);
 }
 
-// Blocks are whole but for a text's last one, and worth a loop of known length.
-
-uint64_t UnitRules::cuts(const uint8_t* text, size_t from, size_t count) const {
-  const uint8_t* const pairs = text + from - 1;
-  const uint8_t* const joins = narrow_joins_.data();
-  uint64_t joined = 0;
-  if (count == 64) {
-    for (size_t i = 0; i < 64; i += 8) {
-      uint64_t bits = 0;
-      for (size_t k = 0; k < 8; ++k) bits |= uint64_t{joins[load_pair(pairs + i + k)]} << k;
-      joined |= bits << i;
-    }
-    return ~joined;
-  }
-  for (size_t i = 0; i < count; ++i) joined |= uint64_t{joins[load_pair(pairs + i)]} << i;
-  return ~joined & ((uint64_t{1} << count) - 1);
-}
-
-uint64_t UnitRules::cuts(const char16_t* text, size_t from, size_t count) const {
-  const uint64_t* const joins = joins_.data();
-  const uint16_t* const rows = rows_.data();
-  const size_t words = row_words_;
-  uint64_t joined = 0;
-  const uint64_t* row = joins + rows[text[from - 1]] * words;
-  const auto step = [&](size_t i) {
-    const size_t next = rows[text[from + i]];
-    const uint64_t bit = row[next >> 6] >> (next & 63) << 63;
-    row = joins + next * words;
-    joined = joined >> 1 | bit;
-  };
-  if (count == 64) {
-    for (size_t i = 0; i < 64; i += 4) {
-      step(i);
-      step(i + 1);
-      step(i + 2);
-      step(i + 3);
-    }
-    return ~joined;
-  }
-  for (size_t i = 0; i < count; ++i) step(i);
-  return ~joined >> (64 - count);
-}
-
 }  // namespace llmjp::tokenizer

@@ -44,9 +44,16 @@ class UnitRules {
     return joined_rows(row(static_cast<char32_t>(first)), row(static_cast<char32_t>(second)));
   }
 
-  // Bit i is set if nothing joins text[from + i - 1] and text[from + i]; from > 0, 0 < count <= 64.
-  uint64_t cuts(const uint8_t* text, size_t from, size_t count) const;
-  uint64_t cuts(const char16_t* text, size_t from, size_t count) const;
+  // What UnitCuts reads.
+  struct CutTables {
+    const uint16_t* rows;         // by character up to U+FFFF
+    const uint64_t* joins;        // a bit for each pair of rows
+    size_t row_words;             // of `joins` a row
+    const uint8_t* narrow_joins;  // 0 or 1 for pairs of bytes, in memory's order
+  };
+  CutTables cut_tables() const {
+    return {rows_.data(), joins_.data(), row_words_, narrow_joins_.data()};
+  }
 
   // No piece joins a character beyond U+FFFF to another one.
   bool wide_alone() const { return wide_alone_; }

@@ -95,7 +95,7 @@ void UnitSearch::run_units(const Char* text, size_t size, bool prefix, Segment<I
   std::copy_n(text + in_text, size - in_text, tail.data());
   for (size_t block = begin + 1;; block += kBlock) {
     const size_t count = std::min(kBlock, size - block);
-    uint64_t ends = count == 0 ? 0 : rules_.cuts(text, block, count);
+    uint64_t ends = cuts_.find(text, block, count);
     if (count < kBlock) ends |= uint64_t{1} << count;
     Id* first = out.reserve(kBlockIds);
     Id* ids = first;
@@ -105,7 +105,7 @@ void UnitSearch::run_units(const Char* text, size_t size, bool prefix, Segment<I
       const size_t length = end - begin;
       const Char* const characters = begin + kTail <= size ? unit : tail.data() + (begin - in_text);
       begin = end;
-      if (length <= kKeyLength && !(length > 2 && unit[0] == Char{' '} && unit[1] == Char{' '})) {
+      if (length <= kKeyLength && !(unit[0] == Char{' '} && length > 2 && unit[1] == Char{' '})) {
         const UnitMemo::Entry* const entry = memo_.find(UnitMemo::key(characters, length));
         if (entry != nullptr && entry->count <= kMostIds) {
           entry->copy_ids(ids);

@@ -17,6 +17,7 @@
 #include "tokenizer/id_buffer.h"
 #include "tokenizer/model.h"
 #include "tokenizer/sequential_search.h"
+#include "tokenizer/unit_cuts.h"
 #include "tokenizer/unit_memo.h"
 #include "tokenizer/unit_rules.h"
 
@@ -25,8 +26,12 @@ namespace llmjp::tokenizer {
 class UnitSearch {
  public:
   UnitSearch(const Model& model, const UnitRules& rules, SequentialSearch& sequential,
-             int memo_bits)
-      : model_(model), rules_(rules), sequential_(sequential), memo_(memo_bits) {}
+             int memo_bits, host::InstructionSet instructions)
+      : model_(model),
+        rules_(rules),
+        sequential_(sequential),
+        cuts_(rules, instructions),
+        memo_(memo_bits) {}
 
   // Appends the ids of a segment, with "▁" before it if `prefix`. Its text holds no added token
   // that is looked for in raw text. rules.usable(). Throws LoneSurrogate.
@@ -89,6 +94,7 @@ class UnitSearch {
   const Model& model_;
   const UnitRules& rules_;
   SequentialSearch& sequential_;
+  UnitCuts cuts_;
   UnitMemo memo_;
   std::u16string narrowed_;
 };
