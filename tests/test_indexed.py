@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmjp.data.indexed import IndexedDataset, IndexedWriter
+from llmjp.data.indexed import IndexedDataset
+from llmjp.data.indexed_writer import IndexedWriter
 from llmjp.errors import UserError
 
 DOCUMENTS = [[5, 6, 7], [], [65534 - 40, 0], [1] * 10]

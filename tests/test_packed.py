@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llmjp.data import packed
-from llmjp.data.indexed import IndexedWriter
+from llmjp.data.indexed_writer import IndexedWriter
 from llmjp.data.packed import Documents, PackedDataset, split_ranges
 from llmjp.data.permutation import Permutation
 from llmjp.errors import UserError

@@ -106,7 +106,7 @@ def test_inputs_of_all_kinds_are_read(corpus: Path, tmp_path: Path) -> None:
     (folder / "b.txt").write_text(long + "魑魅魍魎。" * 20, "utf-8")
     (folder / "notes.md").write_text("not read: ☃", "utf-8")
     output = tmp_path / "out"
-    arguments = ("--vocab-size", 420, "--field", "body", "--output", output)
+    arguments = ("--vocab-size", 420, "--json-key", "body", "--output", output)
     assert train(folder, *arguments) == 0
     tokenizer = Tokenizer.from_pretrained(output)
     assert tokenizer.token_to_id("魍") is not None
@@ -181,8 +181,8 @@ def test_inputs_that_cannot_be_used_are_named(
     expected = {
         "empty.txt": "no text",
         "bytes.txt": "bytes.txt:2: not UTF-8",
-        "field.jsonl": "field.jsonl:2: no field 'text'",
-        "half.jsonl": "half.jsonl:2: text with a lone surrogate",
+        "field.jsonl": "field.jsonl:2: no key 'text'",
+        "half.jsonl": "half.jsonl:2: the lone surrogate U+D800 at character 1",
         "cut.txt.gz": "cut.txt.gz is not a whole gzip file",
         "none.txt": "none.txt does not exist",
         ".": "not UTF-8",

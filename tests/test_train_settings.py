@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from llmjp import cli
-from llmjp.data.indexed import IndexedWriter
+from llmjp.data.indexed_writer import IndexedWriter
 from llmjp.errors import UserError
 from llmjp.training.engine import Batches, deepspeed_config, number_format
 from llmjp.training.schedule import learning_rate

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from llmjp.data.indexed import IndexedWriter
+from llmjp.data.indexed_writer import IndexedWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = Path(__file__).with_name("train_worker.py")

@@ -15,7 +15,7 @@ from llmjp.errors import UserError
 COMMANDS = {
     "demo": ("llmjp.demo.command", "trains a small tokenizer and model, and generates text"),
     "tokenizer-train": ("llmjp.tokenizer_training", "trains a tokenizer on text files"),
-    "tokenize": ("llmjp.data.tokenize", "turns text into token files for training"),
+    "tokenize": ("llmjp.data.tokenize_command", "turns text into token files for training"),
     "train": ("llmjp.train", "trains a model from token files"),
     "generate": ("llmjp.generate", "continues a prompt with a trained model"),
 }
@@ -59,8 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = arguments.run(arguments)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("llmjp: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        words = f"interrupted: {interruption}" if str(interruption) else "interrupted"
+        print(f"llmjp: {words}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; Python's own flush at exit would fail too.

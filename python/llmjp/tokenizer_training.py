@@ -19,7 +19,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from llmjp.data.text import find_files, read_documents
+from llmjp.data.documents import Reading, read_texts
+from llmjp.data.inputs import FORMATS, SUPPORTED, InputFile, find_files
 from llmjp.errors import UserError
 from llmjp_ext import Tokenizer
 
@@ -80,7 +81,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "inputs",
         nargs="+",
-        help="text files (.txt, .jsonl, also .gz) or folders, which are searched for such files",
+        metavar="INPUT",
+        help="files, folders (searched), patterns in quotes; told by their names: " + SUPPORTED,
+    )
+    parser.add_argument(
+        "--format", choices=FORMATS, help="what all inputs hold, whatever they are called"
     )
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="folder that gets the tokenizer's files"
@@ -113,7 +118,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="train on a random sample of N lines: all lines are held in memory otherwise",
     )
-    parser.add_argument("--field", default="text", help="the key of the text in a .jsonl file")
+    parser.add_argument(
+        "--json-key",
+        default="text",
+        metavar="KEY",
+        help="where the text stands in a line of JSON; the column of a Parquet file",
+    )
     parser.add_argument("--threads", type=int, help="threads; by default one per usable core")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files in DIR")
 
@@ -128,7 +138,8 @@ def run(arguments: argparse.Namespace) -> int:
         max_piece_length=arguments.max_piece_length,
         hard_vocab_limit=not arguments.allow_fewer,
         max_lines=arguments.max_lines,
-        field=arguments.field,
+        format=arguments.format,
+        json_key=arguments.json_key,
         num_threads=arguments.threads,
         overwrite=arguments.overwrite,
     )
@@ -148,7 +159,8 @@ def train_tokenizer(
     max_piece_length: int = 16,
     hard_vocab_limit: bool = True,
     max_lines: int | None = None,
-    field: str = "text",
+    format: str | None = None,
+    json_key: str = "text",
     num_threads: int | None = None,
     overwrite: bool = False,
 ) -> Summary:
@@ -159,7 +171,8 @@ def train_tokenizer(
     special tokens with ids 0 to 7 that are named `<name|LLM-jp>` in tokenizer.json.
 
     Args:
-        inputs: files and folders; see llmjp.data.text.find_files(). A line is a training sentence.
+        inputs: files, folders and patterns; see llmjp.data.inputs.find_files(). A line is a
+            training sentence.
         vocab_size: pieces in all; 8 special, 1 newline and 256 byte pieces are among them.
         output_dir: gets tokenizer.model, tokenizer.json, tokenizer_config.json and
             special_tokens_map.json. Nothing is written before all of them are complete.
@@ -168,7 +181,8 @@ def train_tokenizer(
         max_piece_length: of a piece, 1 to 512 characters.
         hard_vocab_limit: fail where the text does not support `vocab_size`; else take fewer pieces.
         max_lines: train on a random sample of so many lines; None takes all, held in memory.
-        field: the key of the text in JSON lines.
+        format: what the files hold, whatever they are called; see find_files().
+        json_key: the key of the text in JSON lines, the column of a Parquet file.
         num_threads: default: one per usable core.
         overwrite: replace a tokenizer that is in `output_dir`; other files there stay.
 
@@ -182,8 +196,8 @@ def train_tokenizer(
     _check_settings(vocab_size, character_coverage, max_piece_length, max_lines, threads)
     output = Path(output_dir)
     _check_output(output, overwrite)
-    files = find_files(inputs)
-    total = sum(path.stat().st_size for path in files)
+    files = find_files(inputs, format)
+    total = sum(file.size for file in files)
     output.parent.mkdir(parents=True, exist_ok=True)
     # Beside the output: a full disk or missing rights show before old files are touched.
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as work:
@@ -193,7 +207,7 @@ def train_tokenizer(
             total=total, unit="B", unit_scale=True, disable=not sys.stderr.isatty()
         ) as progress:
             _train(
-                _sentences(files, field, progress),
+                _sentences(files, json_key, progress),
                 result / MODEL_FILE,
                 vocab_size=vocab_size,
                 character_coverage=character_coverage,
@@ -249,21 +263,14 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise UserError(f"{output} already holds {', '.join(present)} (--overwrite replaces them)")
 
 
-def _sentences(files: Iterable[Path], field: str, progress: "tqdm[Any]") -> Iterator[str]:
+def _sentences(files: Iterable[InputFile], key: str, progress: "tqdm[Any]") -> Iterator[str]:
     """Lines of all files, cut where they are longer than SentencePiece takes."""
-    finished = 0
-    for path in files:
-        for document in read_documents(path, "lines", field):
-            try:
-                document.text.encode()
-            except UnicodeEncodeError:  # JSON's escapes can spell half of a surrogate pair
-                raise UserError(f"{document.place}: text with a lone surrogate") from None
-            for line in document.text.split("\n"):
+    for file in files:
+        for text, taken in read_texts(file, Reading("lines", key)):
+            for line in text.split("\n"):
                 for start in range(0, len(line), _SENTENCE_CHARACTERS):
                     yield line[start : start + _SENTENCE_CHARACTERS]
-            progress.update(finished + document.bytes_read - progress.n)
-        finished += path.stat().st_size
-        progress.update(finished - progress.n)
+            progress.update(taken)
     progress.set_description("training", refresh=True)
 
 

@@ -17,16 +17,12 @@ an end-of-text id to each document without counting it; a reader must therefore 
 positions alone, and so does this one: bytes of `.bin` that no sequence covers are nobody's.
 """
 
-import contextlib
-import errno
-import fcntl
 import json
 import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,8 +42,7 @@ DTYPES: dict[int, np.dtype[Any]] = {
     8: np.dtype("<u2"),
 }
 _FLOAT_CODES = (6, 7)
-_CHUNK = 1 << 24  # elements looked at or written at a time: bounds memory, not speed
-_LONGEST = np.iinfo(np.int32).max
+CHUNK = 1 << 24  # elements looked at or written at a time: bounds memory, not speed
 
 Ids = npt.NDArray[np.integer[Any]]
 
@@ -58,14 +53,15 @@ def dataset_prefix(path: str | os.PathLike[str]) -> Path:
     return path.with_suffix("") if path.suffix in (".bin", ".idx") else path
 
 
-def _file(prefix: Path, suffix: str) -> Path:
+def dataset_file(prefix: Path, suffix: str) -> Path:
+    """One of a dataset's files."""
     return prefix.with_name(prefix.name + suffix)
 
 
 def dataset_exists(prefix: str | os.PathLike[str]) -> bool:
     """Whether either file of a dataset is there."""
     prefix = dataset_prefix(prefix)
-    return _file(prefix, ".bin").exists() or _file(prefix, ".idx").exists()
+    return dataset_file(prefix, ".bin").exists() or dataset_file(prefix, ".idx").exists()
 
 
 class IndexedDataset:
@@ -86,8 +82,8 @@ class IndexedDataset:
             OSError: a file cannot be read.
         """
         self.prefix = dataset_prefix(prefix)
-        self._index_path = _file(self.prefix, ".idx")
-        self._bin_path = _file(self.prefix, ".bin")
+        self._index_path = dataset_file(self.prefix, ".idx")
+        self._bin_path = dataset_file(self.prefix, ".bin")
         for path, other in ((self._index_path, ".bin"), (self._bin_path, ".idx")):
             if not path.is_file():
                 raise UserError(
@@ -139,9 +135,9 @@ class IndexedDataset:
         """Every sequence lies within .bin, at a whole element."""
         width = self.dtype.itemsize
         length = self._bin_path.stat().st_size
-        for begin in range(0, len(self.sizes), _CHUNK):
-            sizes = self.sizes[begin : begin + _CHUNK].astype(np.int64)
-            starts = self._pointers[begin : begin + _CHUNK]
+        for begin in range(0, len(self.sizes), CHUNK):
+            sizes = self.sizes[begin : begin + CHUNK].astype(np.int64)
+            starts = self._pointers[begin : begin + CHUNK]
             wrong = (sizes < 0) | (starts < 0) | (starts % width != 0)
             if wrong.any():
                 at = int(wrong.argmax())
@@ -165,8 +161,8 @@ class IndexedDataset:
             raise UserError(
                 f"{path} is damaged: its documents do not cover its {len(self.sizes)} sequences"
             )
-        for begin in range(0, len(entries) - 1, _CHUNK):
-            falls = np.diff(entries[begin : begin + _CHUNK + 1]) < 0
+        for begin in range(0, len(entries) - 1, CHUNK):
+            falls = np.diff(entries[begin : begin + CHUNK + 1]) < 0
             if falls.any():
                 at = begin + int(falls.argmax())
                 raise UserError(f"{path} is damaged: document {at} ends before it starts")
@@ -174,10 +170,10 @@ class IndexedDataset:
         # not enough to know: a document may be empty and another hold two.
         self._single = len(entries) == len(self.sizes) + 1 and all(
             np.array_equal(
-                entries[begin : begin + _CHUNK],
-                np.arange(begin, min(begin + _CHUNK, len(entries))),
+                entries[begin : begin + CHUNK],
+                np.arange(begin, min(begin + CHUNK, len(entries))),
             )
-            for begin in range(0, len(entries), _CHUNK)
+            for begin in range(0, len(entries), CHUNK)
         )
 
     def __len__(self) -> int:
@@ -231,7 +227,7 @@ class IndexedDataset:
 
     def _id_range(self) -> tuple[int, int]:
         """Smallest and largest number in .bin; (0, -1) where it is empty."""
-        cache = _file(self.prefix, ".range.json")
+        cache = dataset_file(self.prefix, ".range.json")
         status = self._bin_path.stat()
         key = {"bytes": status.st_size, "modified_ns": status.st_mtime_ns, "type": self.dtype.str}
         try:
@@ -241,8 +237,8 @@ class IndexedDataset:
         except (OSError, ValueError, KeyError, TypeError):
             pass  # none, or of another .bin: found anew
         smallest, largest = 0, -1
-        for begin in range(0, len(self._tokens), _CHUNK):
-            chunk = self._tokens[begin : begin + _CHUNK]
+        for begin in range(0, len(self._tokens), CHUNK):
+            chunk = self._tokens[begin : begin + CHUNK]
             smallest = min(smallest, int(chunk.min()))
             largest = max(largest, int(chunk.max()))
         _keep_range(cache, key, smallest, largest)
@@ -257,147 +253,3 @@ def _keep_range(cache: Path, key: dict[str, Any], smallest: int, largest: int) -
         partial.replace(cache)
     except OSError:
         partial.unlink(missing_ok=True)
-
-
-class IndexedWriter:
-    """Writes an indexed dataset: whole when the `with` block ends well, else not at all.
-
-    Data goes to `PREFIX.bin.partial` and `PREFIX.idx.partial` and is renamed at the end, the index
-    last; a dataset that is replaced loses its index first. So whoever finds an index finds all of
-    its data, even after a power failure.
-    """
-
-    def __init__(
-        self, prefix: str | os.PathLike[str], vocab_size: int, *, overwrite: bool = False
-    ) -> None:
-        """Starts a dataset of ids below `vocab_size`: uint16 below 65,500, else int32.
-
-        Raises:
-            UserError: the dataset exists and `overwrite` is false, or another process writes it.
-            OSError: the folder cannot be written to.
-        """
-        if vocab_size < 1:
-            raise ValueError(f"vocab_size must be positive, got {vocab_size}")
-        self.prefix = dataset_prefix(prefix)
-        if dataset_exists(self.prefix) and not overwrite:
-            raise UserError(f"{self.prefix}.bin or .idx exists already; --overwrite replaces it")
-        self.vocab_size = vocab_size
-        self._code = 8 if vocab_size < SMALL_VOCABULARY else 4
-        self.dtype = DTYPES[self._code]
-        self.document_count = 0
-        self.token_count = 0
-        self._sizes: list[npt.NDArray[np.int32]] = []
-        self._partial = {suffix: _file(self.prefix, suffix + ".partial") for suffix in _SUFFIXES}
-        self.prefix.parent.mkdir(parents=True, exist_ok=True)
-        self._stream: BinaryIO = _locked(self._partial[".bin"])
-
-    def add(self, ids: npt.ArrayLike) -> None:
-        """Appends one document of ids [tokens]."""
-        ids = np.asarray(ids)
-        self.add_ragged(ids.astype(np.int64) if ids.size == 0 else ids, np.array([0, ids.size]))
-
-    def add_ragged(self, ids: Ids, offsets: npt.NDArray[np.int64]) -> None:
-        """Appends documents: number i is ids[offsets[i]:offsets[i + 1]].
-
-        Args:
-            ids: [total] integers.
-            offsets: [documents + 1] int64, from 0 to total, not falling.
-
-        Raises:
-            UserError: an id is not in the vocabulary, or a document is too long for the format.
-            OSError: the disk is full, or cannot be written to.
-        """
-        sizes = np.diff(offsets)
-        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-            raise TypeError(f"ids must be a row of integers, got {ids.dtype} {list(ids.shape)}")
-        if offsets[0] != 0 or offsets[-1] != len(ids) or (sizes < 0).any():
-            raise ValueError(f"offsets must rise from 0 to {len(ids)}")
-        if len(sizes) and sizes.max() > _LONGEST:
-            raise UserError(f"a document of {sizes.max()} tokens: the format holds {_LONGEST}")
-        wrong = (ids < 0) | (ids >= self.vocab_size)
-        if wrong.any():
-            at = int(wrong.argmax())
-            document = int(np.searchsorted(offsets, at, side="right")) - 1
-            raise UserError(
-                f"document {self.document_count + document}, token {at - int(offsets[document])}: "
-                f"the id {ids[at]} is not below the vocabulary's size, {self.vocab_size}"
-            )
-        self._stream.write(np.ascontiguousarray(ids, dtype=self.dtype).data)
-        self._sizes.append(sizes.astype(np.int32))
-        self.document_count += len(sizes)
-        self.token_count += len(ids)
-
-    def __enter__(self) -> "IndexedWriter":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Finishes the dataset, or removes what was written after an error."""
-        try:
-            if kind is None:
-                self._finish()
-                return
-        except BaseException:
-            self._discard()
-            raise
-        self._discard()
-
-    def _discard(self) -> None:
-        for partial in self._partial.values():
-            partial.unlink(missing_ok=True)
-        # Closing flushes what a full disk could not take, and would fail a second time.
-        with contextlib.suppress(OSError):
-            self._stream.close()
-
-    def _finish(self) -> None:
-        _synchronise(self._stream)
-        with self._partial[".idx"].open("wb") as stream:
-            self._write_index(stream)
-            _synchronise(stream)
-        index = _file(self.prefix, ".idx")
-        index.unlink(missing_ok=True)
-        _file(self.prefix, ".range.json").unlink(missing_ok=True)
-        self._partial[".bin"].replace(_file(self.prefix, ".bin"))
-        self._partial[".idx"].replace(index)
-        self._stream.close()
-
-    def _write_index(self, stream: BinaryIO) -> None:
-        count = self.document_count
-        stream.write(HEADER.pack(MAGIC, VERSION, self._code, count, count + 1))
-        for sizes in self._sizes:
-            stream.write(sizes.astype("<i4", copy=False).data)
-        start = 0
-        for sizes in self._sizes:
-            ends = start + np.cumsum(sizes, dtype=np.int64) * self.dtype.itemsize
-            starts = np.concatenate([[start], ends[:-1]]) if len(sizes) else ends
-            stream.write(np.ascontiguousarray(starts, dtype="<i8").data)
-            start = int(ends[-1]) if len(sizes) else start
-        for begin in range(0, count + 1, _CHUNK):
-            documents = np.arange(begin, min(begin + _CHUNK, count + 1), dtype="<i8")
-            stream.write(documents.data)
-
-
-_SUFFIXES = (".bin", ".idx")
-
-
-def _locked(path: Path) -> BinaryIO:
-    """Opens a file for writing that no other process is writing, emptied of an older run's rest."""
-    stream = path.open("ab")
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            stream.close()
-            raise UserError(f"{path} is being written by another process") from None
-        # A file system without locks: the check is worth having, not worth failing for.
-    stream.truncate(0)
-    return stream
-
-
-def _synchronise(stream: BinaryIO) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())

@@ -1,90 +1,62 @@
 """`llmjp tokenize`: turns text into an indexed dataset (llmjp.data.indexed) for training."""
 
-import argparse
+import hashlib
 import os
+import pickle
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
-from llmjp.data.indexed import IndexedWriter
-from llmjp.data.text import SPLITS, Document, find_files, read_documents
+from llmjp.data.documents import Reading
+from llmjp.data.inputs import find_files
+from llmjp.data.output import SKIPPED_SUFFIX, Output
+from llmjp.data.segments import STAGES, Encoder, Job, plan
+from llmjp.data.workers import Workers
 from llmjp.errors import UserError
 from llmjp_ext import Tokenizer
 
-HELP = "Turns text files into token files (PREFIX.bin and PREFIX.idx) for training."
-
-# What is held in memory at a time: enough to keep all threads busy, whatever the corpus's size.
-_BATCH_CHARACTERS = 1 << 22
-_BATCH_DOCUMENTS = 1 << 16
+ON_ERROR = ("fail", "skip")
 # What ends a document in LLM-jp's Hugging Face files, in its SentencePiece files, and elsewhere.
-_END_TOKENS = ("<EOD|LLM-jp>", "<EOD>", "</s>")
+END_TOKENS = ("<EOD|LLM-jp>", "<EOD>", "</s>")
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did."""
+    """What a run did, with what an earlier run did that it continued.
+
+    Attributes:
+        files: input files.
+        documents: written; `empty` texts are none.
+        tokens: written, end tokens included.
+        bytes_read: of the files, on disk.
+        empty: texts that hold nothing, left out.
+        rejected: records left out, by kind; `skipped` is the file that lists them, if any.
+        seconds: this run took; it read `bytes_now`.
+        stages: seconds that each stage took in all workers together.
+        workers: that shared the work.
+        resumed: whether a stopped run was continued.
+    """
 
     files: int
     documents: int
     tokens: int
     bytes_read: int
+    empty: int
+    rejected: dict[str, int]
+    skipped: Path | None
     seconds: float
+    bytes_now: int
+    stages: dict[str, float] = field(default_factory=dict)
+    workers: int = 1
+    resumed: bool = False
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments."""
-    parser.add_argument(
-        "inputs",
-        nargs="+",
-        help="text files (.txt, .jsonl, also .gz) or folders, which are searched for such files",
-    )
-    parser.add_argument(
-        "--tokenizer",
-        required=True,
-        help="a tokenizer.json, a SentencePiece .model, or a folder that holds a tokenizer.json",
-    )
-    parser.add_argument("--output", required=True, metavar="PREFIX", help="writes PREFIX.bin, .idx")
-    parser.add_argument(
-        "--split", choices=SPLITS, default="file", help="what a document is in a .txt file"
-    )
-    parser.add_argument("--field", default="text", help="the key of the text in a .jsonl file")
-    parser.add_argument(
-        "--eod",
-        metavar="TOKEN",
-        help="token appended to each document; by default the one that the tokenizer appends "
-        f"itself, else the first it has of {' '.join(_END_TOKENS)}",
-    )
-    parser.add_argument("--threads", type=int, help="threads; by default one per usable core")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing PREFIX")
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Runs the command; returns its exit code."""
-    if arguments.threads is not None and arguments.threads < 1:
-        raise UserError(f"--threads must be 1 or more, got {arguments.threads}")
-    summary = tokenize(
-        arguments.inputs,
-        load_tokenizer(arguments.tokenizer),
-        arguments.output,
-        split=arguments.split,
-        field=arguments.field,
-        end_token=arguments.eod,
-        threads=arguments.threads,
-        overwrite=arguments.overwrite,
-    )
-    rate = summary.tokens / max(summary.seconds, 1e-9)
-    print(
-        f"{arguments.output}: {summary.documents:,} documents, {summary.tokens:,} tokens from "
-        f"{summary.files:,} files of {summary.bytes_read / 1e6:,.1f} MB "
-        f"in {summary.seconds:.1f} s ({rate:,.0f} tokens/s)"
-    )
-    return 0
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, with a sentence how to continue."""
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
@@ -120,12 +92,22 @@ def end_token_id(tokenizer: Tokenizer, token: str | None = None) -> int:
         appended = tokenizer.encode("")
         if len(appended) == 1:
             return appended[0]
-    for candidate in _END_TOKENS if token is None else (token,):
+    for candidate in END_TOKENS if token is None else (token,):
         id = tokenizer.token_to_id(candidate)
         if id is not None:
             return id
-    missing = "none of " + ", ".join(_END_TOKENS) if token is None else f"no token {token!r}"
-    raise UserError(f"the tokenizer has {missing}; --eod names the token that ends a document")
+    missing = "none of " + ", ".join(END_TOKENS) if token is None else f"no token {token!r}"
+    raise UserError(
+        f"the tokenizer has {missing}; --eod names the token that ends a document, --no-eod "
+        "appends none"
+    )
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def tokenize(
@@ -133,82 +115,113 @@ def tokenize(
     tokenizer: Tokenizer,
     output: str | os.PathLike[str],
     *,
-    split: str = "file",
-    field: str = "text",
+    format: str | None = None,
+    reading: Reading | None = None,
     end_token: str | None = None,
-    threads: int | None = None,
+    append_end: bool = True,
+    on_error: str = "fail",
+    workers: int | None = None,
     overwrite: bool = False,
+    restart: bool = False,
 ) -> Summary:
     """Writes the indexed dataset `output` from text files: each document's ids, then the end token.
 
+    A run that was stopped, whatever stopped it, is continued by the same call. The result does not
+    depend on that, nor on the number of workers.
+
     Args:
-        inputs: files and folders; see llmjp.data.text.find_files().
+        inputs: files, folders and patterns; see llmjp.data.inputs.find_files().
         tokenizer: gives the ids; its template's special tokens are not added.
         output: the dataset's prefix.
-        split: what a document is in plain text; see llmjp.data.text.read_documents().
-        field: the key of the text in JSON lines.
+        format: what the files hold, whatever they are called; see find_files().
+        reading: what a document is, and where its text stands.
         end_token: appended to each document; see end_token_id().
-        threads: default: one per usable core.
-        overwrite: replace a dataset that exists.
+        append_end: whether it is.
+        on_error: "fail" at the first record that gives no text, or "skip" such records, which are
+            then listed in `output`.skipped.jsonl.
+        workers: processes; default: one per usable core.
+        overwrite: replace a dataset that exists, once the new one is complete.
+        restart: throw away what a stopped run has done.
 
     Raises:
-        UserError: an input is missing or malformed, there is no document, or the output exists.
-        OSError: a file cannot be read or written. Nothing is left of an unfinished output.
+        UserError: an input is missing, malformed or has changed since the run was begun, there is
+            no document, the output exists, or another process writes it.
+        OSError: a file cannot be read or written.
+        Interrupted: Ctrl-C.
     """
-    started = time.perf_counter()
-    files = find_files(inputs)
-    end = end_token_id(tokenizer, end_token)
-    total = sum(path.stat().st_size for path in files)
-    with (
-        IndexedWriter(output, tokenizer.vocab_size, overwrite=overwrite) as writer,
-        tqdm(total=total, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as progress,
-    ):
-        finished = 0
-        for path in files:
-            for batch in _batches(read_documents(path, split, field)):
-                ids, offsets = _encode(tokenizer, batch, threads)
-                writer.add_ragged(*_with_end(ids, offsets, end))
-                progress.set_postfix_str(f"{writer.token_count:,} tokens", refresh=False)
-                progress.update(finished + batch[-1].bytes_read - progress.n)
-            finished += path.stat().st_size
-            progress.update(finished - progress.n)
-        if writer.document_count == 0:
-            raise UserError(f"no text in {', '.join(str(name) for name in inputs)}")
-    seconds = time.perf_counter() - started
-    return Summary(len(files), writer.document_count, writer.token_count, total, seconds)
-
-
-def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    """Groups of documents of one file, each of a bounded size unless one document exceeds it."""
-    batch: list[Document] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document.text)
-        if characters >= _BATCH_CHARACTERS or len(batch) >= _BATCH_DOCUMENTS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _encode(
-    tokenizer: Tokenizer, batch: list[Document], threads: int | None
-) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.int64]]:
-    texts = [document.text for document in batch]
+    began = time.perf_counter()
+    reading = reading or Reading()
+    files = find_files(inputs, format)
+    end = end_token_id(tokenizer, end_token) if append_end else None
+    tasks = plan(files, reading)
+    identity = {
+        "tokenizer": hashlib.sha256(pickle.dumps(tokenizer)).hexdigest(),
+        "the end token": end,
+        "--split": reading.split,
+        "--json-key": reading.key,
+        "--max-document": reading.longest,
+        "--format": format,
+    }
+    total = sum(file.size for file in files)
+    seconds = dict.fromkeys(STAGES, 0.0)
+    count = min(workers or usable_cores(), max(len(tasks), 1))
+    # Fewer tasks than cores (large compressed files): the cores share each batch instead.
+    encoder = Encoder(tokenizer, end, max(1, (workers or usable_cores()) // count))
+    writing = Output(
+        *(output, tokenizer.vocab_size, identity, files), overwrite=overwrite, restart=restart
+    )
     try:
-        return tokenizer.encode_ragged(texts, add_special_tokens=False, num_threads=threads)
-    except TypeError:
-        for document in batch:
-            try:
-                tokenizer.encode(document.text)
-            except TypeError as error:  # JSON's escapes can spell half of a surrogate pair
-                raise UserError(f"{document.place}: {error}") from None
+        job = Job(files, tasks, reading, encoder, writing.folder, on_error == "fail")
+        if job.stop_at_rejected and writing.total.rejected:
+            raise UserError(
+                f"the unfinished run {writing.folder} has skipped "
+                f"{sum(writing.total.rejected.values()):,} records; repeat it with --on-error skip,"
+                " or begin anew with --restart"
+            )
+        done = writing.input_bytes
+        with (
+            Workers(job, writing.open_tasks(len(tasks)), count) as pool,
+            tqdm(
+                total=total,
+                initial=done,
+                unit="B",
+                unit_scale=True,
+                disable=not sys.stderr.isatty(),
+            ) as progress,
+        ):
+            for segment in pool.segments():
+                writing.add(segment)
+                for stage, spent in segment.seconds.items():
+                    seconds[stage] += spent
+                progress.set_postfix_str(
+                    f"{writing.total.documents:,} documents, {writing.total.tokens:,} tokens",
+                    refresh=False,
+                )
+                progress.update(min(writing.input_bytes, total) - progress.n)
+        if writing.total.documents == 0:
+            writing.discard()
+            rejected = sum(writing.total.rejected.values())
+            skipped = f"; {rejected:,} records were skipped" if rejected else ""
+            raise UserError(f"no text in {', '.join(str(name) for name in inputs)}{skipped}")
+        writing.finish()
+    except KeyboardInterrupt:
+        kept = writing.abandon()
+        raise Interrupted(
+            f"the same command continues with what {writing.folder} holds"
+            if kept
+            else "nothing was finished yet, nothing is left behind"
+        ) from None
+    except BaseException:
+        if not writing.closed:
+            writing.abandon()
         raise
-
-
-def _with_end(
-    ids: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64], end: int
-) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.int64]]:
-    """The same documents with the id `end` after each."""
-    return np.insert(ids, offsets[1:], end), offsets + np.arange(len(offsets))
+    result = writing.total
+    return Summary(
+        *(len(files), result.documents, result.tokens, total, result.empty, result.rejected),
+        writing.prefix.with_name(writing.prefix.name + SKIPPED_SUFFIX) if result.rejected else None,
+        time.perf_counter() - began,
+        total - min(done, total),
+        seconds,
+        count,
+        writing.resumed,
+    )

@@ -1,0 +1,140 @@
+"""Processes that do the tasks of a job.
+
+They are forked: the tokenizer is shared and nothing has to be loaded again. A process does one
+task after another and tells of each segment that it has finished; the ids stay in files.
+"""
+
+import multiprocessing
+import multiprocessing.connection
+import signal
+import time
+import traceback
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from types import TracebackType
+
+from llmjp.data.segments import Job, Segment, segments
+from llmjp.errors import UserError
+
+OpenTask = tuple[int, int, list[int | None] | None]
+
+
+class Workers:
+    """Does tasks in several processes, or in this one if one is asked for."""
+
+    def __init__(self, job: Job, tasks: list[OpenTask], count: int) -> None:
+        """Starts up to `count` processes; none where one would be idle but for the others."""
+        self._job = job
+        self._tasks = tasks
+        self._processes: list[BaseProcess] = []
+        self._connections: list[Connection] = []
+        if count < 2 or len(tasks) < 2:
+            return
+        context = multiprocessing.get_context("fork")
+        for _ in range(min(count, len(tasks))):
+            ours, theirs = context.Pipe()
+            # A connection ends when no process holds its other side: the ends of older siblings,
+            # which fork hands on, are closed by the child.
+            process = context.Process(
+                target=_work, args=(job, theirs, [*self._connections, ours]), daemon=True
+            )
+            process.start()
+            theirs.close()
+            self._processes.append(process)
+            self._connections.append(ours)
+
+    def segments(self) -> Iterator[Segment]:
+        """Segments in the order in which they are finished: each task's own are in order.
+
+        Raises:
+            UserError, OSError: as llmjp.data.segments.segments(), or a process was killed.
+        """
+        if not self._processes:
+            for open_task in self._tasks:
+                yield from segments(self._job, *open_task)
+            return
+        left = iter(self._tasks)
+        busy: list[Connection] = []
+        for connection in self._connections:
+            self._send(connection, next(left))
+            busy.append(connection)
+        while busy:
+            ready = multiprocessing.connection.wait(busy)
+            for connection in [each for each in busy if each in ready]:
+                segment = self._receive(connection)
+                if segment.failure is not None:
+                    left = iter(())  # tasks are given out in order: none that stands before is left
+                if segment.last or segment.failure is not None:
+                    task = next(left, None)
+                    if task is None:
+                        busy.remove(connection)
+                    else:
+                        self._send(connection, task)
+                yield segment
+
+    def _send(self, connection: Connection, task: OpenTask) -> None:
+        try:
+            connection.send(task)
+        except OSError:
+            raise self._death(connection) from None
+
+    def _receive(self, connection: Connection) -> Segment:
+        try:
+            answer = connection.recv()
+        except (EOFError, OSError):
+            raise self._death(connection) from None
+        if isinstance(answer, Segment):
+            return answer
+        if isinstance(answer, Exception):
+            raise answer
+        raise RuntimeError(f"a worker process failed:\n{answer}")
+
+    def _death(self, connection: Connection) -> UserError:
+        process = self._processes[self._connections.index(connection)]
+        process.join(1)
+        code = process.exitcode or 0
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        hint = " (not enough memory? fewer --workers take less)" if code == -signal.SIGKILL else ""
+        return UserError(f"a worker process {how}{hint}")
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Ends the processes, at once after an error."""
+        for connection in self._connections:
+            connection.close()
+        for process in self._processes:
+            if kind is not None:
+                process.terminate()
+            process.join()
+
+
+def _work(job: Job, connection: Connection, foreign: list[Connection]) -> None:
+    """What a process does, until the other side of its connection is gone."""
+    # Ctrl-C reaches the whole group; the parent answers it and ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for other in foreign:
+        other.close()
+    try:
+        while True:
+            began = time.perf_counter()
+            task, number, resume = connection.recv()
+            waited = time.perf_counter() - began
+            for segment in segments(job, task, number, resume):
+                segment.seconds["waiting"] += waited
+                waited = 0.0
+                connection.send(segment)
+    except (EOFError, BrokenPipeError):
+        return
+    except (UserError, OSError) as error:
+        connection.send(error)
+    except Exception:
+        connection.send(traceback.format_exc())
