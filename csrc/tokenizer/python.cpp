@@ -1,17 +1,18 @@
-// The pybind11 module llmjp_ext._tokenizer. Python's strings are read in their own representation,
-// without a copy, and the interpreter's lock is released while texts are encoded and ids decoded.
+// The pybind11 module llmjp_ext._tokenizer.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include <algorithm>
 #include <cerrno>
-#include <limits>
+#include <memory>
+#include <span>
 #include <string>
 #include <system_error>
 #include <type_traits>
-#include <vector>
 
 #include "tokenizer/json.h"
+#include "tokenizer/python_ids.h"
+#include "tokenizer/python_lock.h"
+#include "tokenizer/python_text.h"
 #include "tokenizer/tokenizer.h"
 
 namespace py = pybind11;
@@ -34,97 +35,6 @@ py::list supported_isas() {
 std::string_view default_isa() {
   return host::name(host::choose_instruction_set("", kIsaVariable, UnitCuts::preferred()));
 }
-
-Text text_of(py::handle object, const char* what) {
-  if (!PyUnicode_Check(object.ptr())) {
-    throw py::type_error(std::string(what) + " must be str, got " + Py_TYPE(object.ptr())->tp_name);
-  }
-#if PY_VERSION_HEX < 0x030C0000
-  if (PyUnicode_READY(object.ptr()) != 0) throw py::error_already_set();
-#endif
-  return {PyUnicode_DATA(object.ptr()), static_cast<size_t>(PyUnicode_GET_LENGTH(object.ptr())),
-          static_cast<int>(PyUnicode_KIND(object.ptr()))};
-}
-
-// The texts of a sequence, with references that keep them alive while the lock is released.
-struct Texts {
-  explicit Texts(const py::object& sequence) : owner(make_tuple(sequence)) {
-    views.reserve(owner.size());
-    for (const py::handle item : owner) views.push_back(text_of(item, "every text"));
-  }
-
-  static py::tuple make_tuple(const py::object& sequence) {
-    if (PyUnicode_Check(sequence.ptr()) || PyBytes_Check(sequence.ptr())) {
-      throw py::type_error(std::string("texts must be a sequence of str, got one ") +
-                           Py_TYPE(sequence.ptr())->tp_name);
-    }
-    return py::reinterpret_steal<py::tuple>(py::handle(check(PySequence_Tuple(sequence.ptr()))));
-  }
-  static PyObject* check(PyObject* object) {
-    if (object == nullptr) throw py::error_already_set();
-    return object;
-  }
-
-  py::tuple owner;
-  std::vector<Text> views;
-};
-
-// One id. Integers too large for any vocabulary are ids that nothing has, as all above it are.
-int64_t id_of(PyObject* object) {
-  int overflow = 0;
-  const long long value = PyLong_AsLongLongAndOverflow(object, &overflow);
-  if (value == -1 && overflow == 0 && PyErr_Occurred() != nullptr) throw py::error_already_set();
-  if (overflow > 0) return std::numeric_limits<int64_t>::max();
-  if (overflow < 0 || value < 0) {
-    throw py::value_error("ids must not be negative, got " +
-                          std::string(py::str(py::handle(object))));
-  }
-  return value;
-}
-
-std::vector<int64_t> ids_of_array(const py::array& array) {
-  const char kind = array.dtype().kind();
-  if (array.ndim() != 1 || (kind != 'i' && kind != 'u')) {
-    throw py::type_error("an array of ids must be one-dimensional and of an integer type, got " +
-                         std::string(py::str(array.dtype())) + " with " +
-                         std::to_string(array.ndim()) + " dimensions");
-  }
-  std::vector<int64_t> ids(static_cast<size_t>(array.size()));
-  constexpr int kFlags = py::array::c_style | py::array::forcecast;
-  if (kind == 'u') {
-    const auto wide = py::array_t<uint64_t, kFlags>::ensure(array);
-    if (!wide) throw py::error_already_set();
-    constexpr uint64_t kMost = std::numeric_limits<int64_t>::max();
-    for (size_t i = 0; i < ids.size(); ++i)
-      ids[i] = static_cast<int64_t>(std::min(wide.data()[i], kMost));
-    return ids;
-  }
-  const auto wide = py::array_t<int64_t, kFlags>::ensure(array);
-  if (!wide) throw py::error_already_set();
-  std::copy_n(wide.data(), ids.size(), ids.begin());
-  for (const int64_t id : ids) {
-    if (id < 0) throw py::value_error("ids must not be negative, got " + std::to_string(id));
-  }
-  return ids;
-}
-
-std::vector<int64_t> ids_of(const py::handle& object) {
-  if (py::isinstance<py::array>(object))
-    return ids_of_array(py::reinterpret_borrow<py::array>(object));
-  const auto items = py::reinterpret_steal<py::object>(
-      PySequence_Fast(object.ptr(), "ids must be a sequence of int"));
-  if (!items) throw py::error_already_set();
-  std::vector<int64_t> ids;
-  ids.reserve(static_cast<size_t>(PySequence_Fast_GET_SIZE(items.ptr())));
-  // The size anew in each step: an item's __index__ may be Python code, and change the list.
-  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(items.ptr()); ++i) {
-    const auto item = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(items.ptr(), i));
-    ids.push_back(id_of(item.ptr()));
-  }
-  return ids;
-}
-
-py::str str_of(const std::string& text) { return py::str(text.data(), text.size()); }
 
 class PyTokenizer {
  public:
@@ -149,27 +59,24 @@ class PyTokenizer {
           "format must be \"json\", \"sentencepiece\", \"compiled\" or \"compiled file\", got \"" +
           format + '"');
     }
-    integers_.resize(tokenizer_->model().size(), nullptr);
-  }
-  ~PyTokenizer() {
-    for (PyObject* integer : integers_) Py_XDECREF(integer);
+    lists_ = std::make_unique<IdLists>(tokenizer_->model().size());
   }
   PyTokenizer(const PyTokenizer&) = delete;
   PyTokenizer& operator=(const PyTokenizer&) = delete;
 
   py::list encode(const py::object& text, const py::object& pair, bool add_special,
                   bool encode_special) {
-    const Text first = text_of(text, "text");
+    const Text first = text_of(text.ptr(), "text");
     Text second;
-    if (!pair.is_none()) second = text_of(pair, "pair");
+    if (!pair.is_none()) second = text_of(pair.ptr(), "pair");
     const Text* const other = pair.is_none() ? nullptr : &second;
     return with_ids([&](auto id) {
       IdBuffer<decltype(id)> ids;
       {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked(first.size + second.size);
         tokenizer_->encode(first, other, {add_special, encode_special}, ids);
       }
-      return list_of(ids.data(), ids.size());
+      return lists_->list_of(ids.data(), ids.size());
     });
   }
 
@@ -177,22 +84,27 @@ class PyTokenizer {
                         size_t num_threads) {
     const Texts texts(sequence);
     return with_ids([&](auto id) {
-      std::vector<int64_t> counts;
-      const auto parts =
-          run<decltype(id)>(texts, {add_special, encode_special}, num_threads, counts);
-      py::list result(counts.size());
-      size_t part = 0;
-      size_t used = 0;
-      for (size_t i = 0; i < counts.size(); ++i) {
-        const auto count = static_cast<size_t>(counts[i]);
-        while (used == parts[part].size() && count > 0) {
-          ++part;
-          used = 0;
-        }
-        PyList_SET_ITEM(result.ptr(), static_cast<Py_ssize_t>(i),
-                        list_of(parts[part].data() + used, count).release().ptr());
-        used += count;
+      py::list result(texts.views.size());
+      // Half-made, and the lock comes and goes: nobody may find it through the collector.
+      PyObject_GC_UnTrack(result.ptr());
+      {
+        Unlocked unlocked(texts.work);
+        const auto take = [&](std::span<const EncodedTexts<decltype(id)>> parts) {
+          const Unlocked::Relocked locked(unlocked);
+          const CollectorPaused paused;
+          for (const auto& part : parts) {
+            auto* ids = part.ids;
+            for (size_t i = part.begin; i < part.end; ids += part.counts[i++]) {
+              const auto count = static_cast<size_t>(part.counts[i]);
+              PyList_SET_ITEM(result.ptr(), static_cast<Py_ssize_t>(i),
+                              lists_->list_of(ids, count).release().ptr());
+            }
+          }
+        };
+        tokenizer_->encode_batch<decltype(id)>(texts.views, {add_special, encode_special},
+                                               num_threads, take);
       }
+      PyObject_GC_Track(result.ptr());
       return result;
     });
   }
@@ -201,14 +113,15 @@ class PyTokenizer {
                           size_t num_threads) {
     const Texts texts(sequence);
     return with_ids([&](auto id) -> py::tuple {
-      std::vector<int64_t> counts;
-      const auto parts =
-          run<decltype(id)>(texts, {add_special, encode_special}, num_threads, counts);
-      py::array_t<int64_t> offsets(static_cast<py::ssize_t>(counts.size() + 1));
-      int64_t* const offset = offsets.mutable_data();
-      offset[0] = 0;
-      for (size_t i = 0; i < counts.size(); ++i) offset[i + 1] = offset[i] + counts[i];
-      return py::make_tuple(joined(parts, offset[counts.size()]), offsets);
+      IdBuffer<decltype(id)> ids;
+      py::array_t<int64_t> offsets(static_cast<py::ssize_t>(texts.views.size() + 1));
+      int64_t* const out = offsets.mutable_data();
+      {
+        const Unlocked unlocked(texts.work);
+        tokenizer_->encode_ragged(texts.views, {add_special, encode_special}, num_threads, ids,
+                                  out);
+      }
+      return py::make_tuple(array_of(std::move(ids)), offsets);
     });
   }
 
@@ -303,36 +216,8 @@ class PyTokenizer {
     return vocab_size() < kNarrowVocabulary ? action(uint16_t{}) : action(uint32_t{});
   }
 
-  template <class Id>
-  std::vector<IdBuffer<Id>> run(const Texts& texts, const EncodeOptions& options,
-                                size_t num_threads, std::vector<int64_t>& counts) const {
-    const py::gil_scoped_release unlocked;
-    return tokenizer_->encode_batch<Id>(texts.views, options, num_threads, counts);
-  }
-
-  // Python integers are made once per id and shared: making one costs more than finding its token.
-  template <class Id>
-  py::list list_of(const Id* ids, size_t count) {
-    py::list result(count);
-    for (size_t i = 0; i < count; ++i) {
-      PyObject*& integer = integers_[ids[i]];
-      if (integer == nullptr) integer = Texts::check(PyLong_FromUnsignedLong(ids[i]));
-      Py_INCREF(integer);
-      PyList_SET_ITEM(result.ptr(), static_cast<Py_ssize_t>(i), integer);
-    }
-    return result;
-  }
-
-  template <class Id>
-  static py::array_t<Id> joined(const std::vector<IdBuffer<Id>>& parts, int64_t total) {
-    py::array_t<Id> result(static_cast<py::ssize_t>(total));
-    Id* out = result.mutable_data();
-    for (const IdBuffer<Id>& part : parts) out = std::copy_n(part.data(), part.size(), out);
-    return result;
-  }
-
   std::shared_ptr<Tokenizer> tokenizer_;
-  std::vector<PyObject*> integers_;
+  std::unique_ptr<IdLists> lists_;
 };
 
 class PyDecodeStream {

@@ -1,41 +1,10 @@
 #include "tokenizer/tokenizer.h"
 
 #include <algorithm>
-#include <exception>
-#include <functional>
-#include <system_error>
-#include <thread>
+
+#include "tokenizer/ordered_parts.h"
 
 namespace llmjp::tokenizer {
-
-// A workspace for the time of one call.
-class Tokenizer::Lease {
- public:
-  explicit Lease(const Tokenizer& owner) : owner_(owner) {
-    for (auto& slot : owner_.idle_) {
-      workspace_.reset(slot.exchange(nullptr));
-      if (workspace_) return;
-    }
-    workspace_ = std::make_unique<Workspace>(owner_.model_, owner_.rules_, owner_.search_);
-  }
-  ~Lease() {
-    for (auto& slot : owner_.idle_) {
-      Workspace* empty = nullptr;
-      if (slot.compare_exchange_strong(empty, workspace_.get())) {
-        workspace_.release();
-        return;
-      }
-    }
-  }
-  Lease(const Lease&) = delete;
-  Lease& operator=(const Lease&) = delete;
-
-  Workspace& operator*() const { return *workspace_; }
-
- private:
-  const Tokenizer& owner_;
-  std::unique_ptr<Workspace> workspace_;
-};
 
 namespace {
 
@@ -65,8 +34,8 @@ std::string Tokenizer::compile(std::string_view note) const {
   return writer.finish();
 }
 
-Tokenizer::~Tokenizer() {
-  for (auto& slot : idle_) delete slot.load();
+WorkspacePool::Lease Tokenizer::lend_workspace() const {
+  return workspaces_.lend([this] { return std::make_unique<Workspace>(model_, rules_, search_); });
 }
 
 // Special tokens that stay in the text are pieces which the unit search takes for absent.
@@ -124,25 +93,18 @@ void Tokenizer::encode_text(const Char* text, size_t size, const EncodeOptions& 
 }
 
 template <class Id>
-void Tokenizer::encode_one(const Text& text, const EncodeOptions& options, Workspace& workspace,
-                           IdBuffer<Id>& out) const {
-  if (text.width == 1) {
-    encode_text(static_cast<const uint8_t*>(text.data), text.size, options, workspace, out);
-  } else if (text.width == 2) {
-    encode_text(static_cast<const char16_t*>(text.data), text.size, options, workspace, out);
-  } else {
-    encode_text(static_cast<const char32_t*>(text.data), text.size, options, workspace, out);
-  }
-}
-
-template <class Id>
 void Tokenizer::encode_whole(const Text& text, const Text* second, const EncodeOptions& options,
                              Workspace& workspace, IdBuffer<Id>& out) const {
+  const auto append = [&](const Text& one) {
+    with_characters(one, [&](const auto* characters) {
+      encode_text(characters, one.size, options, workspace, out);
+    });
+  };
   for (const TemplateItem& item : second == nullptr ? model_.spec.single : model_.spec.pair) {
     if (item.kind == TemplateItem::Kind::kFirst) {
-      encode_one(text, options, workspace, out);
+      append(text);
     } else if (item.kind == TemplateItem::Kind::kSecond) {
-      encode_one(*second, options, workspace, out);
+      append(*second);
     } else if (options.add_special_tokens) {
       out.push(item.id);
     }
@@ -152,27 +114,34 @@ void Tokenizer::encode_whole(const Text& text, const Text* second, const EncodeO
 template <class Id>
 void Tokenizer::encode(const Text& text, const Text* second, const EncodeOptions& options,
                        IdBuffer<Id>& out) const {
-  const Lease workspace(*this);
+  const WorkspacePool::Lease workspace = lend_workspace();
   encode_whole(text, second, options, *workspace, out);
 }
 
 namespace {
 
-// Texts [begin, end) that one thread takes at a time: enough to be worth a step of the shared
-// counter, few enough that no thread is left with a long tail.
+// Texts [begin, end) that one thread takes at a time.
 struct Part {
   size_t begin;
   size_t end;
 };
 
-std::vector<Part> split(const std::vector<Text>& texts) {
-  constexpr size_t kCharactersPerPart = size_t{1} << 16;
+// Parts large enough to be worth the start of a thread and the handing over, some 0.1 ms of work at
+// least, and small enough that no thread is left with a long tail.
+std::vector<Part> split(const std::vector<Text>& texts, size_t num_threads) {
+  constexpr size_t kPerText = 16;  // what a text costs by itself, in characters
+  constexpr size_t kLeast = size_t{1} << 14;
+  constexpr size_t kMost = size_t{1} << 16;
+  size_t total = 0;
+  for (const Text& text : texts) total += text.size + kPerText;
+  const size_t size = std::clamp(total / (8 * num_threads), kLeast, kMost);
   std::vector<Part> parts;
+  parts.reserve(total / size + 1);
   size_t begin = 0;
   size_t characters = 0;
   for (size_t i = 0; i < texts.size(); ++i) {
-    characters += texts[i].size + 16;
-    if (characters >= kCharactersPerPart || i + 1 == texts.size()) {
+    characters += texts[i].size + kPerText;
+    if (characters >= size || i + 1 == texts.size()) {
       parts.push_back({begin, i + 1});
       begin = i + 1;
       characters = 0;
@@ -184,56 +153,65 @@ std::vector<Part> split(const std::vector<Text>& texts) {
 }  // namespace
 
 template <class Id>
-std::vector<IdBuffer<Id>> Tokenizer::encode_batch(const std::vector<Text>& texts,
-                                                  const EncodeOptions& options, size_t num_threads,
-                                                  std::vector<int64_t>& counts) const {
-  const std::vector<Part> parts = split(texts);
-  std::vector<IdBuffer<Id>> results(parts.size());
-  std::vector<std::exception_ptr> errors(parts.size());
-  counts.assign(texts.size(), 0);
-  std::atomic<size_t> next{0};
+void Tokenizer::encode_batch(
+    const std::vector<Text>& texts, const EncodeOptions& options, size_t num_threads,
+    const std::function<void(std::span<const EncodedTexts<Id>>)>& take) const {
+  const std::vector<Part> parts = split(texts, num_threads);
+  std::vector<WorkspacePool::Lease> workspaces;
   const size_t workers = std::max<size_t>(1, std::min(num_threads, parts.size()));
-  std::vector<std::unique_ptr<Lease>>
-      leases;  // taken here, where running out of memory is an ordinary exception
-  for (size_t i = 0; i < workers; ++i) leases.push_back(std::make_unique<Lease>(*this));
-  const auto work = [&](Workspace& workspace) {
-    for (size_t index; (index = next.fetch_add(1)) < parts.size();) {
-      try {
-        IdBuffer<Id>& out = results[index];
-        for (size_t i = parts[index].begin; i < parts[index].end; ++i) {
-          const size_t before = out.size();
-          encode_whole(texts[i], nullptr, options, workspace, out);
-          counts[i] = static_cast<int64_t>(out.size() - before);
-        }
-      } catch (...) {
-        errors[index] = std::current_exception();
-      }
+  workspaces.reserve(workers);
+  for (size_t i = 0; i < workers; ++i) workspaces.push_back(lend_workspace());
+  std::vector<int64_t> counts(texts.size());
+  const auto encode_part = [&](size_t worker, size_t part, IdBuffer<Id>& ids) {
+    for (size_t i = parts[part].begin; i < parts[part].end; ++i) {
+      const size_t before = ids.size();
+      encode_whole(texts[i], nullptr, options, *workspaces[worker], ids);
+      counts[i] = static_cast<int64_t>(ids.size() - before);
     }
   };
-  std::vector<std::thread> threads;
-  threads.reserve(workers);
-  try {
-    for (size_t i = 1; i < workers; ++i) threads.emplace_back(work, std::ref(**leases[i]));
-  } catch (const std::system_error&) {
-    // No more threads to be had: those that run, this one at least, do all of the work.
+  std::vector<EncodedTexts<Id>> encoded;
+  const auto take_parts = [&](size_t begin, size_t end, const auto& ids_of) {
+    encoded.clear();
+    for (size_t part = begin; part < end; ++part)
+      encoded.push_back({parts[part].begin, parts[part].end, ids_of(part).data(), counts.data()});
+    take(encoded);
+  };
+  OrderedParts<IdBuffer<Id>>(parts.size()).run(workers, encode_part, take_parts);
+}
+
+template <class Id>
+void Tokenizer::encode_ragged(const std::vector<Text>& texts, const EncodeOptions& options,
+                              size_t num_threads, IdBuffer<Id>& out, int64_t* offsets) const {
+  offsets[0] = 0;
+  if (num_threads <= 1 || split(texts, num_threads).size() <= 1) {
+    const WorkspacePool::Lease workspace = lend_workspace();
+    for (size_t i = 0; i < texts.size(); ++i) {
+      encode_whole(texts[i], nullptr, options, *workspace, out);
+      offsets[i + 1] = static_cast<int64_t>(out.size());
+    }
+    return;
   }
-  work(**leases[0]);
-  for (std::thread& thread : threads) thread.join();
-  for (const std::exception_ptr& error : errors) {
-    if (error) std::rethrow_exception(error);
-  }
-  return results;
+  encode_batch<Id>(texts, options, num_threads, [&](std::span<const EncodedTexts<Id>> encoded) {
+    for (const EncodedTexts<Id>& part : encoded) {
+      for (size_t i = part.begin; i < part.end; ++i) offsets[i + 1] = offsets[i] + part.counts[i];
+      out.append(part.ids, static_cast<size_t>(offsets[part.end] - offsets[part.begin]));
+    }
+  });
 }
 
 template void Tokenizer::encode(const Text&, const Text*, const EncodeOptions&,
                                 IdBuffer<uint16_t>&) const;
 template void Tokenizer::encode(const Text&, const Text*, const EncodeOptions&,
                                 IdBuffer<uint32_t>&) const;
-template std::vector<IdBuffer<uint16_t>> Tokenizer::encode_batch(const std::vector<Text>&,
-                                                                 const EncodeOptions&, size_t,
-                                                                 std::vector<int64_t>&) const;
-template std::vector<IdBuffer<uint32_t>> Tokenizer::encode_batch(const std::vector<Text>&,
-                                                                 const EncodeOptions&, size_t,
-                                                                 std::vector<int64_t>&) const;
+template void Tokenizer::encode_batch(
+    const std::vector<Text>&, const EncodeOptions&, size_t,
+    const std::function<void(std::span<const EncodedTexts<uint16_t>>)>&) const;
+template void Tokenizer::encode_batch(
+    const std::vector<Text>&, const EncodeOptions&, size_t,
+    const std::function<void(std::span<const EncodedTexts<uint32_t>>)>&) const;
+template void Tokenizer::encode_ragged(const std::vector<Text>&, const EncodeOptions&, size_t,
+                                       IdBuffer<uint16_t>&, int64_t*) const;
+template void Tokenizer::encode_ragged(const std::vector<Text>&, const EncodeOptions&, size_t,
+                                       IdBuffer<uint32_t>&, int64_t*) const;
 
 }  // namespace llmjp::tokenizer

@@ -2,9 +2,9 @@
 // over threads.
 #pragma once
 
-#include <array>
-#include <atomic>
+#include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -14,42 +14,24 @@
 #include "tokenizer/decoder.h"
 #include "tokenizer/id_buffer.h"
 #include "tokenizer/model.h"
-#include "tokenizer/sequential_search.h"
+#include "tokenizer/text.h"
 #include "tokenizer/unit_rules.h"
-#include "tokenizer/unit_search.h"
+#include "tokenizer/workspace.h"
 
 namespace llmjp::tokenizer {
-
-// Characters of a Python str in its own representation: 1, 2 or 4 bytes each, whichever the widest
-// one needs.
-struct Text {
-  const void* data = nullptr;
-  size_t size = 0;  // characters
-  int width = 1;    // bytes per character
-};
 
 struct EncodeOptions {
   bool add_special_tokens = true;
   bool encode_special_tokens = false;  // special tokens in the text are plain text
 };
 
-// How texts are searched: ids do not depend on it.
-struct SearchOptions {
-  bool units = true;   // where the vocabulary allows; false: the plain search, for comparison
-  int memo_bits = 15;  // 2^15 sets: 2 MB a thread, what a core's caches hold
-  host::InstructionSet instructions = host::InstructionSet::kGeneric;  // that the CPU has
-};
-
-// What one thread needs besides the model, kept between calls.
-struct Workspace {
-  Workspace(const Model& model, const UnitRules& rules, const SearchOptions& search)
-      : sequential(model), units(model, rules, sequential, search.memo_bits, search.instructions) {}
-  Workspace(const Workspace&) = delete;
-  Workspace& operator=(const Workspace&) = delete;
-
-  SequentialSearch sequential;
-  UnitSearch units;
-  std::u32string segment;  // normalised, when added tokens have to be found in it
+// Ids of texts [begin, end) one after another; counts[i] of them belong to text i.
+template <class Id>
+struct EncodedTexts {
+  size_t begin;
+  size_t end;
+  const Id* ids;
+  const int64_t* counts;
 };
 
 class Tokenizer {
@@ -58,7 +40,6 @@ class Tokenizer {
       : model_(std::move(specification)), rules_(model_), decoder_(model_), search_(search) {}
   // Of a compiled file, which stays in memory. `note` is what write() was given.
   Tokenizer(std::shared_ptr<CompiledReader> compiled, SearchOptions search);
-  ~Tokenizer();
   Tokenizer(const Tokenizer&) = delete;
   Tokenizer& operator=(const Tokenizer&) = delete;
 
@@ -76,18 +57,23 @@ class Tokenizer {
   void encode(const Text& text, const Text* second, const EncodeOptions& options,
               IdBuffer<Id>& out) const;
 
-  // Ids of texts[i] in parts of several texts each, in order; counts[i] of them belong to text i.
+  // Calls take() on this thread with the ids of all texts, in order, many texts at a time, while
+  // other threads go on with those that follow.
   template <class Id>
-  std::vector<IdBuffer<Id>> encode_batch(const std::vector<Text>& texts,
-                                         const EncodeOptions& options, size_t num_threads,
-                                         std::vector<int64_t>& counts) const;
+  void encode_batch(const std::vector<Text>& texts, const EncodeOptions& options,
+                    size_t num_threads,
+                    const std::function<void(std::span<const EncodedTexts<Id>>)>& take) const;
+
+  // Appends the ids of all texts to `out`; those of text i are [offsets[i], offsets[i + 1]), for
+  // which there is room. One thread writes nowhere else. With several, the ids of parts that are
+  // finished ahead of their turn, or being searched, take memory besides `out`.
+  template <class Id>
+  void encode_ragged(const std::vector<Text>& texts, const EncodeOptions& options,
+                     size_t num_threads, IdBuffer<Id>& out, int64_t* offsets) const;
 
  private:
-  class Lease;
+  WorkspacePool::Lease lend_workspace() const;
 
-  template <class Id>
-  void encode_one(const Text& text, const EncodeOptions& options, Workspace& workspace,
-                  IdBuffer<Id>& out) const;
   template <class Char, class Id>
   void encode_text(const Char* text, size_t size, const EncodeOptions& options,
                    Workspace& workspace, IdBuffer<Id>& out) const;
@@ -107,9 +93,7 @@ class Tokenizer {
   UnitRules rules_;
   Decoder decoder_;
   SearchOptions search_;
-  // Idle workspaces. Slots instead of a list under a lock: a process forked from a thread's midst
-  // must not inherit a lock that nobody will release.
-  mutable std::array<std::atomic<Workspace*>, 32> idle_{};
+  mutable WorkspacePool workspaces_;
 };
 
 }  // namespace llmjp::tokenizer

@@ -1,0 +1,129 @@
+// Ids on their way from and to Python: lists of integers and NumPy arrays.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "tokenizer/id_buffer.h"
+
+namespace llmjp::tokenizer {
+
+// One id. Integers too large for any vocabulary are ids that nothing has, as all above it are.
+inline int64_t id_of(PyObject* object) {
+  int overflow = 0;
+  const long long value = PyLong_AsLongLongAndOverflow(object, &overflow);
+  if (value == -1 && overflow == 0 && PyErr_Occurred() != nullptr)
+    throw pybind11::error_already_set();
+  if (overflow > 0) return std::numeric_limits<int64_t>::max();
+  if (overflow < 0 || value < 0) {
+    throw pybind11::value_error("ids must not be negative, got " +
+                                std::string(pybind11::str(pybind11::handle(object))));
+  }
+  return value;
+}
+
+inline std::vector<int64_t> ids_of_array(const pybind11::array& array) {
+  namespace py = pybind11;
+  const char kind = array.dtype().kind();
+  if (array.ndim() != 1 || (kind != 'i' && kind != 'u')) {
+    throw py::type_error("an array of ids must be one-dimensional and of an integer type, got " +
+                         std::string(py::str(array.dtype())) + " with " +
+                         std::to_string(array.ndim()) + " dimensions");
+  }
+  std::vector<int64_t> ids(static_cast<size_t>(array.size()));
+  constexpr int kFlags = py::array::c_style | py::array::forcecast;
+  if (kind == 'u') {
+    const auto wide = py::array_t<uint64_t, kFlags>::ensure(array);
+    if (!wide) throw py::error_already_set();
+    constexpr uint64_t kMost = std::numeric_limits<int64_t>::max();
+    for (size_t i = 0; i < ids.size(); ++i)
+      ids[i] = static_cast<int64_t>(std::min(wide.data()[i], kMost));
+    return ids;
+  }
+  const auto wide = py::array_t<int64_t, kFlags>::ensure(array);
+  if (!wide) throw py::error_already_set();
+  std::copy_n(wide.data(), ids.size(), ids.begin());
+  for (const int64_t id : ids) {
+    if (id < 0) throw py::value_error("ids must not be negative, got " + std::to_string(id));
+  }
+  return ids;
+}
+
+inline std::vector<int64_t> ids_of(const pybind11::handle& object) {
+  namespace py = pybind11;
+  if (py::isinstance<py::array>(object))
+    return ids_of_array(py::reinterpret_borrow<py::array>(object));
+  const auto items = py::reinterpret_steal<py::object>(
+      PySequence_Fast(object.ptr(), "ids must be a sequence of int"));
+  if (!items) throw py::error_already_set();
+  std::vector<int64_t> ids;
+  ids.reserve(static_cast<size_t>(PySequence_Fast_GET_SIZE(items.ptr())));
+  // The size anew in each step: an item's __index__ may be Python code, and change the list.
+  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(items.ptr()); ++i) {
+    const auto item = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(items.ptr(), i));
+    ids.push_back(id_of(item.ptr()));
+  }
+  return ids;
+}
+
+// Lists of ids that share one integer object per id: making one costs more than finding its token.
+class IdLists {
+ public:
+  explicit IdLists(size_t vocabulary) : integers_(vocabulary, nullptr) {}
+  ~IdLists() {
+    for (PyObject* integer : integers_) Py_XDECREF(integer);
+  }
+  IdLists(const IdLists&) = delete;
+  IdLists& operator=(const IdLists&) = delete;
+
+  template <class Id>
+  pybind11::list list_of(const Id* ids, size_t count) {
+    pybind11::list result(count);
+    for (size_t i = 0; i < count; ++i) {
+      PyObject*& integer = integers_[ids[i]];
+      if (integer == nullptr) {
+        integer = PyLong_FromUnsignedLong(ids[i]);
+        if (integer == nullptr) throw pybind11::error_already_set();
+      }
+      Py_INCREF(integer);
+      PyList_SET_ITEM(result.ptr(), static_cast<Py_ssize_t>(i), integer);
+    }
+    return result;
+  }
+
+ private:
+  std::vector<PyObject*> integers_;
+};
+
+// Keeps the cyclic garbage collector from running while many lists are made in one go: it would
+// look through them again and again, at every 700th new one, and find nothing.
+class CollectorPaused {
+ public:
+  CollectorPaused() : was_enabled_(PyGC_Disable() != 0) {}
+  ~CollectorPaused() {
+    if (was_enabled_) PyGC_Enable();
+  }
+  CollectorPaused(const CollectorPaused&) = delete;
+  CollectorPaused& operator=(const CollectorPaused&) = delete;
+
+ private:
+  bool was_enabled_;
+};
+
+// An array that takes over the buffer's memory.
+template <class Id>
+pybind11::array_t<Id> array_of(IdBuffer<Id>&& ids) {
+  const auto count = static_cast<pybind11::ssize_t>(ids.size());
+  auto memory = ids.release();
+  if (!memory) return pybind11::array_t<Id>(0);
+  pybind11::capsule owner(memory.get(), [](void* data) { FreeMemory{}(data); });
+  return pybind11::array_t<Id>(count, memory.release(), std::move(owner));
+}
+
+}  // namespace llmjp::tokenizer
