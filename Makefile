@@ -8,9 +8,10 @@ PY := $(VENV)/bin/python
 TORCH ?= $(if $(shell nvidia-smi -L 2>/dev/null),torch>=2.11,torch==2.13.0)
 BUILD_REQUIREMENTS := 'setuptools>=77' 'cmake>=3.24' ninja 'pybind11>=2.13'
 NATIVE := setup.py CMakeLists.txt $(shell find cmake csrc -type f)
+TOKENIZER_RESULTS := benchmarks/results/cpu/tokenizer.jsonl
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup setup-dev demo test bench lint format clean
+.PHONY: help setup setup-dev demo test bench bench-tokenizer lint format clean
 
 help:  ## Shows this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 12
@@ -23,6 +24,12 @@ test: setup-dev  ## Runs the test suite (ARGS='-k name' narrows it)
 
 bench: setup-dev  ## Runs the benchmarks on this machine
 	$(PY) benchmarks/run.py $(ARGS)
+
+bench-tokenizer: setup-dev  ## Measures the tokenizer beside its peers; writes the results, table and plot of its page
+	$(PIP) 'kitoken>=0.11' 'matplotlib>=3.8' 'splintr-rs>=0.22'
+	$(PY) benchmarks/run.py tokenizer --device cpu --replace --output $(TOKENIZER_RESULTS)
+	$(PY) benchmarks/tokenizer_suite/report.py $(TOKENIZER_RESULTS) \
+	    --page docs/tokenizer.md --plot docs/tokenizer.svg
 
 lint: setup-dev  ## Checks format, style and types
 	$(PY) -m ruff check .

@@ -28,6 +28,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--output", type=Path, metavar="RESULTS.jsonl", help="append a row a measurement"
     )
     parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="RESULTS.jsonl is made anew, and takes the place of an old one when all has run",
+    )
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        default=[],
+        metavar="WORD",
+        help="only cases whose title, as the tables have it, contains one of these words",
+    )
+    parser.add_argument(
         "--quick", action="store_true", help="few small cases and repetitions: not for quoting"
     )
     parser.add_argument("--list", action="store_true", help="list the benchmarks and stop")
@@ -38,6 +50,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     known = benchmark_names()
     if unknown := [name for name in arguments.names if name not in known]:
         parser.error(f"unknown benchmark {unknown[0]!r}; there are {', '.join(known)}")
+    if arguments.replace and arguments.output is None:
+        parser.error("--replace needs --output")
     arguments.names = arguments.names or known
     return arguments
 
@@ -57,9 +71,16 @@ def main(argv: list[str] | None = None) -> int:
         print("benchmarks/run.py: --device cuda, but no CUDA GPU was found", file=sys.stderr)
         return 2
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    output = arguments.output
+    if arguments.replace:
+        # Beside its place: a run that is stopped leaves the old results alone.
+        output = output.with_name(f"{output.name}.partial")
+        output.unlink(missing_ok=True)
     failures = run_benchmarks(
-        arguments.names, device, quick=arguments.quick, output=arguments.output
+        arguments.names, device, quick=arguments.quick, output=output, words=arguments.cases
     )
+    if arguments.replace and output.exists():
+        output.replace(arguments.output)
     return 1 if failures else 0
 
 

@@ -1,180 +1,104 @@
-"""Tokenizer: ids of Japanese text and of code, whole documents and single lines.
+"""Tokenizer: ids and text through the public Python API, beside Hugging Face's and other libraries.
 
-With the test data: LLM-jp v2.1 on JGLUE's sentences and Python's standard library. Without it: a
-tokenizer trained on the spot from the text of `llmjp demo` and some modules of the standard
-library, on the demo's Japanese (a few documents, which it has been trained on) and the same
-library. Each row names its model.
+With the test data: LLM-jp v2.1. Without it: a tokenizer trained on the spot from the text of
+`llmjp demo` and some modules of the standard library. Each row names its model and the number of
+threads; benchmarks/tokenizer_suite/texts.py says where the texts come from.
 
-Every candidate's ids are compared with those of Hugging Face `tokenizers`, text by text, before
-anything is timed. Lists of ids and flat arrays ("ragged") are different products: what a candidate
-gives stands in its name.
+Every candidate's result is compared with that of Hugging Face `tokenizers`, text by text, before
+anything is timed. A peer that differs is timed all the same, and its rows say for how many texts.
+Lists of ids and flat arrays are different products: what a candidate of ours gives stands in its
+name; `tokenizers`, sentencepiece and kitoken give lists, splintr arrays.
 
-Each repetition encodes the same texts. llmjp_ext remembers the ids of short units of text, so every
-repetition gets a new tokenizer, loaded outside the measured time; "warm" is the same tokenizer
-again. sentencepiece remembers nothing. `tokenizers` caches short strings from call to call, which
-makes its figures better than a first pass over new text.
+Text counts as unseen: llmjp_ext remembers the ids of short units of text, others short strings, so
+every call gets a tokenizer that was just loaded, outside the measured time, ours and the peers'.
 """
 
 import functools
 import os
-import sysconfig
-import tempfile
 from collections.abc import Callable, Iterator
-from itertools import pairwise
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 
-from benchmarks.harness import OURS, Candidate, Case, missing
-from llmjp.demo.command import BUNDLED
-from llmjp.tokenizer_training import train_tokenizer
+from benchmarks.harness import OURS, Candidate, Case
+from benchmarks.tokenizer_suite.peers import (
+    HUGGING_FACE,
+    PEERS,
+    SENTENCEPIECE,
+    TRANSFORMERS,
+    Ids,
+    Peer,
+    as_lists,
+)
+from benchmarks.tokenizer_suite.texts import (
+    Material,
+    code_documents,
+    english_documents,
+    first,
+    lines_of,
+    material,
+    prompts,
+    tied_documents,
+    web_documents,
+)
 from llmjp_ext import Tokenizer
 
-ROOT = Path(__file__).resolve().parent.parent
-MODEL = "llm-jp-tokenizer-v2.1/tokenizer.json"
-SENTENCEPIECE_MODEL = "llm-jp-tokenizer-v2.1/code10k_en20k_ja30k.ver2.1.model"
-TRAINED_PIECES = 8000
-TRAINED_MODULES = 20  # of the standard library, in the text that TRAINED_PIECES are trained on
-MEGABYTES = 1.0
-QUICK_MEGABYTES = 0.02
-LINES_PER_DOCUMENT = 60  # of JGLUE's sentences: about 4.5 kB
-# Longer modules come in parts: in long strings sentencepiece's sums in single precision lose the
-# difference between pieces, its ids become others, and it could not be compared.
-DOCUMENT_CHARACTERS = 20_000
-
-Ids = list[list[int]]
+RAGGED, LISTS = f"{OURS} encode_ragged", f"{OURS} encode_batch"
+MEGABYTES = 4.0  # of one kind of text at most: all of JGLUE
+QUICK_MEGABYTES = 0.05
+PROMPTS = 2000
+QUICK_PROMPTS = 50
+# Measured seconds for each candidate of a case: the whole run stays within five minutes.
+BUDGET_SECONDS = 1.5
+# Calls of ours in one repetition, which then lasts 50 ms or so.
+CALLS = 2
 
 
-class Material(NamedTuple):
-    """A model, and Japanese text for it."""
+class Reference:
+    """Ids of some texts by Hugging Face's library, found when they are first asked for."""
 
-    name: str
-    json: Path
-    sentencepiece: Path
-    japanese: list[str]
+    def __init__(self, model: Material, texts: list[str]) -> None:
+        self.model = model
+        self.texts = texts
+        self.size = sum(len(text.encode()) for text in texts)
 
-
-@functools.cache
-def material() -> Material:
-    """LLM-jp v2.1 and JGLUE where the test data is, else what can be had without it."""
-    folder = Path(os.environ.get("LLMJP_TEST_DATA", ROOT.parent / "shared" / "data"))
-    if (folder / MODEL).exists():
-        japanese = japanese_documents(sorted((folder / "text").glob("*.txt")))
-        return Material("LLM-jp v2.1", folder / MODEL, folder / SENTENCEPIECE_MODEL, japanese)
-    holder = tempfile.TemporaryDirectory(prefix="llmjp-benchmark-")
-    _KEEP_ALIVE.append(holder)
-    text = Path(holder.name) / "code.txt"
-    text.write_text("\n".join(code_documents()[:TRAINED_MODULES]), encoding="utf-8")
-    model = Path(holder.name) / "model"
-    train_tokenizer([BUNDLED, text], TRAINED_PIECES, model, hard_vocab_limit=False)
-    japanese = japanese_documents(sorted((BUNDLED / "ja").glob("*.txt")))
-    name = "trained on the demo's text"
-    return Material(name, model / "tokenizer.json", model / "tokenizer.model", japanese)
-
-
-_KEEP_ALIVE: list[tempfile.TemporaryDirectory[str]] = []
-
-
-def japanese_documents(paths: list[Path]) -> list[str]:
-    """Lines of Japanese text in documents of a few kB."""
-    lines: list[str] = []
-    for path in paths:
-        lines += path.read_text(encoding="utf-8").splitlines()
-    step = LINES_PER_DOCUMENT
-    return ["\n".join(lines[i : i + step]) for i in range(0, len(lines), step)]
-
-
-def code_documents() -> list[str]:
-    """Modules of Python's standard library, in parts of bounded length."""
-    texts = []
-    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            continue
-        step = DOCUMENT_CHARACTERS
-        texts += [text[i : i + step] for i in range(0, len(text), step)]
-    return texts
-
-
-def first(texts: list[str], megabytes: float) -> list[str]:
-    """As many texts from all over the list as have so many megabytes of UTF-8."""
-    order = np.random.default_rng(0).permutation(len(texts))
-    chosen: list[str] = []
-    left = megabytes * 1e6
-    for i in order.tolist():
-        if left <= 0:
-            break
-        chosen.append(texts[i])
-        left -= len(texts[i].encode())
-    return chosen
-
-
-def same_ids(expected: Ids) -> Callable[[Any], None]:
-    """A check of lists, of our (ids, offsets), or of Transformers' encodings."""
-
-    def check(result: Any) -> None:
-        if isinstance(result, tuple):
-            flat, offsets = result
-            result = [flat[start:end].tolist() for start, end in pairwise(offsets)]
-        assert len(result) == len(expected), f"{len(result)} texts, not {len(expected)}"
-        differing = [i for i, ids in enumerate(result) if ids != expected[i]]
-        assert not differing, (
-            f"the ids of {len(differing)} of {len(expected)} texts are not those of tokenizers"
-        )
-
-    return check
-
-
-def peers(model: Material, texts: list[str], threads: int) -> tuple[dict[str, Candidate], dict]:
-    """The peers that are installed, and the others with the reason."""
-    import tokenizers
-
-    oracle = tokenizers.Tokenizer.from_file(str(model.json))
-    parallelism = "true" if threads > 1 else "false"
-
-    def set_threads() -> str:
-        # Read at every call. Its pool of threads is one per core, and cannot be made anew.
-        os.environ["TOKENIZERS_PARALLELISM"] = parallelism
-        return parallelism
-
-    def hugging_face(_: str) -> Ids:
-        encoded = oracle.encode_batch_fast(texts, add_special_tokens=False)
+    @functools.cached_property
+    def ids(self) -> Ids:
+        oracle = HUGGING_FACE.load(self.model, cores())
+        encoded = oracle.encode_batch(self.texts, add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
 
-    present = {"tokenizers encode_batch_fast": Candidate(hugging_face, prepare=set_threads)}
-    absent: dict[str, str] = {}
-    if reason := missing("sentencepiece"):
-        absent["sentencepiece"] = reason
-    else:
-        import sentencepiece
-
-        processor = sentencepiece.SentencePieceProcessor(model_file=str(model.sentencepiece))
-        present["sentencepiece"] = Candidate(lambda: processor.encode(texts, num_threads=threads))
-    if reason := missing("transformers"):
-        absent["transformers"] = reason
-    else:
-        fast = Tokenizer.from_pretrained(model.json.parent).to_hf()
-
-        def transformers(_: str) -> Ids:
-            ids: Ids = fast(texts, add_special_tokens=False, verbose=False)["input_ids"]
-            return ids
-
-        present["transformers"] = Candidate(transformers, prepare=set_threads)
-    return present, absent
+    def differing(self, result: Any) -> int:
+        """The number of texts whose ids are others."""
+        return count_differing(result, self.ids)
 
 
-def encode_case(model: Material, name: str, texts: list[str], threads: int) -> Case:
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def count_differing(result: list[Any], expected: list[Any]) -> int:
+    """How many items are not those expected."""
+    assert len(result) == len(expected), f"{len(result)} results, not {len(expected)}"
+    return sum(given != wanted for given, wanted in zip(result, expected, strict=True))
+
+
+def split_peers(peers: tuple[Peer, ...], threads: int) -> tuple[dict[str, Peer], dict[str, str]]:
+    """The peers that can be measured here by name, and the others with the reason."""
+    reasons = {peer.name: peer.absent(threads) for peer in peers}
+    present = {peer.name: peer for peer in peers if reasons[peer.name] is None}
+    return present, {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def encode_case(
+    reference: Reference, name: str, threads: int, peers: tuple[Peer, ...] = PEERS
+) -> Case:
     """Ids of all texts without special tokens, with so many threads."""
-    import tokenizers
-
-    oracle = tokenizers.Tokenizer.from_file(str(model.json))
-    expected = [e.ids for e in oracle.encode_batch(texts, add_special_tokens=False)]
-    present, absent = peers(model, texts, threads)
-    size = sum(len(text.encode()) for text in texts)
-    warm = Tokenizer.from_file(model.json)
+    model, texts = reference.model, reference.texts
+    present, absent = split_peers(peers, threads)
 
     def fresh() -> Tokenizer:
         return Tokenizer.from_file(model.json)
@@ -185,31 +109,250 @@ def encode_case(model: Material, name: str, texts: list[str], threads: int) -> C
     def ragged(ours: Tokenizer) -> Any:
         return ours.encode_ragged(texts, add_special_tokens=False, num_threads=threads)
 
+    def of_peer(peer: Peer) -> Candidate:
+        return Candidate(
+            lambda loaded: peer.batch(loaded, texts, threads),
+            prepare=lambda: peer.load(model, threads),
+            as_result=peer.ids,
+        )
+
+    rivals = tuple(present)
     return Case(
         name=name,
-        shape=f"{model.name}, {len(texts)} texts, {size / 1e6:.2f} MB, threads {threads}",
+        shape=shape(model, f"{len(texts)} texts, {reference.size / 1e6:.2f} MB", threads),
         dtype="",
         candidates={
-            OURS: Candidate(lists, prepare=fresh),
-            f"{OURS} ragged": Candidate(ragged, prepare=fresh),
-            f"{OURS} ragged, warm": Candidate(lambda: ragged(warm)),
-            **present,
+            RAGGED: Candidate(ragged, fresh, as_lists, calls=CALLS, against=rivals),
+            LISTS: Candidate(lists, fresh, calls=CALLS, against=rivals),
+            **{rival: of_peer(peer) for rival, peer in present.items()},
         },
-        check=same_ids(expected),
-        input_bytes=size,
+        check=reference.differing,
+        input_bytes=reference.size,
         absent=absent,
         on_cpu=True,
+        items=len(texts),
+        facts={"kind": "encode", "model": model.name, "threads": threads},
+        budget_seconds=BUDGET_SECONDS,
     )
 
 
+def threads_case(reference: Reference, name: str) -> Case:
+    """One thread and all of them in the same rounds."""
+    model, texts = reference.model, reference.texts
+
+    def call(method: str, threads: int) -> Callable[[Tokenizer], Any]:
+        def run(ours: Tokenizer) -> Any:
+            return getattr(ours, method)(texts, add_special_tokens=False, num_threads=threads)
+
+        return run
+
+    def labelled(method: str, threads: int) -> str:
+        return f"{OURS} {method}, {threads} thread{'s' if threads > 1 else ''}"
+
+    candidates = {}
+    for method in ("encode_ragged", "encode_batch"):
+        for threads in sorted({1, cores()}):
+            candidates[labelled(method, threads)] = Candidate(
+                call(method, threads),
+                lambda: Tokenizer.from_file(model.json),
+                as_lists,
+                calls=CALLS,
+                against=(labelled(method, 1),) if threads > 1 else (),
+            )
+    return Case(
+        name=f"threads: {name}",
+        shape=shape(model, f"{len(texts)} texts, {reference.size / 1e6:.2f} MB", None),
+        dtype="",
+        candidates=candidates,
+        check=reference.differing,
+        input_bytes=reference.size,
+        on_cpu=True,
+        items=len(texts),
+        facts={"kind": "threads", "model": model.name, "threads": None},
+        budget_seconds=BUDGET_SECONDS,
+    )
+
+
+def memory_case(model: Material, name: str, texts: list[str]) -> Case:
+    """What the memory of units does: empty, after other text of the kind, after the same text."""
+    other, timed = texts[::2], texts[1::2]
+    reference = Reference(model, timed)
+
+    def after(seen: list[str]) -> Callable[[], Tokenizer]:
+        def prepare() -> Tokenizer:
+            ours = Tokenizer.from_file(model.json)
+            ours.encode_ragged(seen, num_threads=1)
+            return ours
+
+        return prepare
+
+    def ragged(ours: Tokenizer) -> Any:
+        return ours.encode_ragged(timed, add_special_tokens=False, num_threads=1)
+
+    empty = f"{RAGGED}, empty memory"
+    states = {f"{RAGGED}, after other text": other, f"{RAGGED}, after the same text": timed}
+    return Case(
+        name=f"memory: {name}",
+        shape=shape(model, f"{len(timed)} texts, {reference.size / 1e6:.2f} MB", 1),
+        dtype="",
+        candidates={
+            empty: Candidate(ragged, after([]), as_lists, calls=CALLS),
+            **{
+                state: Candidate(ragged, after(seen), as_lists, calls=CALLS, against=(empty,))
+                for state, seen in states.items()
+            },
+        },
+        check=reference.differing,
+        input_bytes=reference.size,
+        on_cpu=True,
+        items=len(timed),
+        facts={"kind": "memory", "model": model.name, "threads": 1},
+        budget_seconds=BUDGET_SECONDS,
+    )
+
+
+def prompt_case(model: Material, count: int) -> Case:
+    """Short texts one by one: what a call costs."""
+    texts = prompts(model.japanese, count)
+    reference = Reference(model, texts)
+    present, absent = split_peers(PEERS, 1)
+
+    def one_by_one(ours: Tokenizer) -> Ids:
+        return [ours.encode(text, add_special_tokens=False) for text in texts]
+
+    def of_peer(peer: Peer) -> Candidate:
+        return Candidate(
+            lambda loaded: [peer.one(loaded, text) for text in texts],
+            prepare=lambda: peer.load(model, 1),
+        )
+
+    return Case(
+        name="prompts of 20 characters",
+        shape=shape(model, f"{len(texts)} calls", 1),
+        dtype="",
+        candidates={
+            f"{OURS} encode": Candidate(
+                one_by_one, lambda: Tokenizer.from_file(model.json), against=tuple(present)
+            ),
+            **{rival: of_peer(peer) for rival, peer in present.items()},
+        },
+        check=reference.differing,
+        input_bytes=reference.size,
+        absent=absent,
+        on_cpu=True,
+        items=len(texts),
+        facts={"kind": "prompts", "model": model.name, "threads": 1},
+        budget_seconds=BUDGET_SECONDS,
+    )
+
+
+def decode_case(reference: Reference, name: str) -> Case:
+    """Texts of the ids, one list a text."""
+    model = reference.model
+    ours = Tokenizer.from_file(model.json)
+    decoding = tuple(peer for peer in PEERS if peer.decode is not None)
+    present, absent = split_peers(decoding, 1)
+
+    @functools.cache
+    def expected() -> list[str]:
+        return HUGGING_FACE.load(model, 1).decode_batch(reference.ids)
+
+    def of_peer(peer: Peer) -> Candidate:
+        assert peer.decode is not None
+        decode = peer.decode
+        return Candidate(
+            lambda loaded: decode(loaded, reference.ids, 1), prepare=lambda: peer.load(model, 1)
+        )
+
+    return Case(
+        name=f"decode_batch: {name}",
+        shape=shape(model, f"{len(reference.texts)} texts, {reference.size / 1e6:.2f} MB", 1),
+        dtype="",
+        candidates={
+            f"{OURS} decode_batch": Candidate(
+                lambda: ours.decode_batch(reference.ids), calls=CALLS, against=tuple(present)
+            ),
+            **{rival: of_peer(peer) for rival, peer in present.items()},
+        },
+        check=lambda result: count_differing(result, expected()),
+        input_bytes=reference.size,
+        absent=absent,
+        on_cpu=True,
+        items=len(reference.texts),
+        facts={"kind": "decode", "model": model.name, "threads": 1},
+        budget_seconds=BUDGET_SECONDS,
+    )
+
+
+def load_case(model: Material, loads: str) -> Case:
+    """From the file to a tokenizer that encodes."""
+    path = model.json if loads == "tokenizer.json" else model.sentencepiece
+    text = model.japanese[0]
+    expected = Reference(model, [text]).ids
+    present, absent = split_peers(tuple(peer for peer in PEERS if peer.loads == loads), 1)
+
+    def loader(peer: Peer) -> Candidate:
+        return Candidate(
+            lambda: peer.load(model, 1),
+            as_result=lambda loaded: peer.ids(peer.batch(loaded, [text], 1)),
+        )
+
+    return Case(
+        name=f"load {loads}",
+        shape=shape(model, f"{path.stat().st_size / 1e6:.2f} MB", None),
+        dtype="",
+        candidates={
+            f"{OURS} from_file": Candidate(
+                lambda: Tokenizer.from_file(path),
+                as_result=lambda ours: [ours.encode(text, add_special_tokens=False)],
+                against=tuple(present),
+            ),
+            **{rival: loader(peer) for rival, peer in present.items()},
+        },
+        check=lambda result: count_differing(result, expected),
+        absent=absent,
+        on_cpu=True,
+        items=1,
+        facts={"kind": "load", "model": model.name, "threads": None},
+        budget_seconds=BUDGET_SECONDS,
+    )
+
+
+def shape(model: Material, amount: str, threads: int | None) -> str:
+    """Model, amount and threads, as titles have them."""
+    words = [model.name, amount]
+    if threads is not None:
+        words.append(f"{threads} thread{'s' if threads > 1 else ''}")
+    return ", ".join(words)
+
+
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    """Japanese and code, documents and lines, one thread and one per core."""
+    """Kinds of text on one thread and one per core; then threads, memory, calls, ids, files."""
     model = material()
-    megabytes = QUICK_MEGABYTES if quick else MEGABYTES
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    for language, documents in (("Japanese", model.japanese), ("code", code_documents())):
-        lines = [line for text in documents for line in text.split("\n") if line]
-        for kind, texts in (("documents", documents), ("lines", lines)):
-            chosen = first(texts, megabytes)
-            for threads in sorted({1, cores or 1}):
-                yield encode_case(model, f"{language} {kind}", chosen, threads)
+    most = QUICK_MEGABYTES if quick else MEGABYTES
+    japanese, code = first(model.japanese, most), first(code_documents(), most / 2)
+    texts = {
+        "Japanese documents": japanese,
+        "Japanese lines": first(lines_of(japanese), most / 2),
+        "Japanese, one string": ["\n".join(first(model.japanese, most / 2))],
+        "English documents": first(english_documents(), most / 2),
+        "code documents": code,
+        "code lines": first(lines_of(code), most / 4),
+        "web pages": web_documents(model.japanese, most / 2),
+        "repeated characters": tied_documents(model.japanese, most / 4),
+    }
+    references = {name: Reference(model, chosen) for name, chosen in texts.items()}
+    for name, reference in references.items():
+        for threads in sorted({1, cores()}):
+            whole = threads == 1 and name in ("Japanese documents", "code documents")
+            peers = (*PEERS, TRANSFORMERS) if whole else PEERS
+            yield encode_case(reference, name, threads, peers)
+    for name in ("Japanese documents", "Japanese, one string", "code documents", "code lines"):
+        yield threads_case(references[name], name)
+    for name in ("Japanese documents", "code documents"):
+        yield memory_case(model, name, texts[name])
+    yield prompt_case(model, QUICK_PROMPTS if quick else PROMPTS)
+    for name in ("Japanese documents", "code documents"):
+        yield decode_case(references[name], name)
+    for loads in (HUGGING_FACE.loads, SENTENCEPIECE.loads):
+        yield load_case(model, loads)

@@ -215,7 +215,7 @@ def test_absent_peers_are_listed() -> None:
 def test_statistics_of_known_samples() -> None:
     """0 to 100 ms: the percentiles are their own numbers, in any order."""
     samples = [Sample(i / 1e3, i / 2e3, i << 20) for i in torch.randperm(101).tolist()]
-    result = summarise(samples)
+    result = summarise(dict(enumerate(samples)))
     assert result.median_ms == pytest.approx(50) and result.host_ms == pytest.approx(25)
     assert result.p20_ms == pytest.approx(20) and result.p80_ms == pytest.approx(80)
     assert result.repetitions == 101 and result.allocated_mib == 100

@@ -19,12 +19,21 @@ class Candidate:
 
     Attributes:
         run: what is timed; without `prepare` it takes no argument, else what `prepare` returned.
-        prepare: runs before every repetition, outside the measured time: a forward pass whose
+        prepare: runs before every call, outside the measured time: a forward pass whose
             backward is measured, or the copy of a tensor that `run` overwrites.
+        as_result: makes of what `run` returns what `check` takes, outside the measured time; for
+            candidates that return the same things in forms of their own.
+        calls: calls in one repetition, whose time is divided by them: for work so short that a
+            single call is at the mercy of the machine. All are prepared before the first. CPU only.
+        against: names of other candidates of the case that this one is compared with in pairs:
+            their time over this one's, of the same round.
     """
 
     run: Callable[..., Any]
     prepare: Callable[[], Any] | None = None
+    as_result: Callable[[Any], Any] | None = None
+    calls: int = 1
+    against: tuple[str, ...] = ()
 
     def arguments(self) -> tuple[Any, ...]:
         """Arguments of one call of `run`."""
@@ -41,7 +50,9 @@ class Case:
         dtype: such as "bfloat16"; "" where there is none.
         candidates: by name, plain callables or `Candidate`s. Their results go to `check`.
         check: called with one result of each candidate before anything is timed; raises
-            AssertionError for a wrong one, which is then reported and not timed.
+            AssertionError for a wrong one, which is then reported and not timed. Where a result has
+            many items it may return how many are wrong instead: a peer is then timed all the same
+            and its row says how many, one of this project is reported and not timed.
         bytes: device memory that the work must move at least: every input read once, every output
             written once. Gives GB/s and the memory bound.
         flops: floating-point operations of the matrix products. Gives TFLOP/s and the compute
@@ -50,18 +61,25 @@ class Case:
         absent: peers that this machine cannot run, by name, each with the reason.
         on_cpu: the candidates run on the CPU even where the benchmark was given a GPU, as a
             tokenizer does. Decides the clock; the rows then name the CPU as their device.
+        items: texts or calls that the work consists of. Gives microseconds an item.
+        facts: more about the case that its rows carry, such as the number of threads.
+        budget_seconds: the measured time that a candidate gets. One that would need more for all
+            rounds takes part in every second or every fourth. Without it all take part in all.
     """
 
     name: str
     shape: str
     dtype: str
     candidates: Mapping[str, Candidate | Callable[[], Any]]
-    check: Callable[[Any], None]
+    check: Callable[[Any], int | None]
     bytes: int = 0
     flops: int = 0
     input_bytes: int = 0
     absent: Mapping[str, str] = field(default_factory=dict)
     on_cpu: bool = False
+    items: int = 0
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    budget_seconds: float | None = None
 
     def __post_init__(self) -> None:
         self.candidates = {

@@ -11,11 +11,12 @@ Python. What the host needs is measured apart: where it is more than the device'
 program waits for the launches, and the row says so.
 """
 
+import gc
 import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -30,6 +31,8 @@ QUICK_REPETITIONS = 5
 WARM_UP_CALLS = 3
 # Work of the host beyond this shows in the measured time, as it would in a program.
 MOST_COVER_SECONDS = 0.05
+# A candidate beyond its budget takes part in every so many rounds at most: 5 of 20.
+LONGEST_STRIDE = 4
 LEAST_CACHE_BYTES = 32 << 20  # where the machine does not tell how large its cache is
 
 
@@ -50,7 +53,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Timing:
-    """Statistics of a candidate's repetitions, in milliseconds and MiB."""
+    """Statistics of a candidate's repetitions, in milliseconds and MiB.
+
+    `by_round` are the repetitions themselves, in seconds: those of two candidates in the same round
+    were taken within a moment of each other, and their quotient is free of the machine's drift.
+    """
 
     median_ms: float
     p20_ms: float
@@ -58,6 +65,17 @@ class Timing:
     host_ms: float
     repetitions: int
     allocated_mib: float = 0.0
+    by_round: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One candidate's time over another's, of the rounds that both took part in."""
+
+    median: float
+    p20: float
+    p80: float
+    pairs: int
 
 
 class Clock(Protocol):
@@ -71,17 +89,29 @@ class Clock(Protocol):
 
 
 class CpuClock:
-    """time.perf_counter around the call, after the last-level cache was overwritten."""
+    """time.perf_counter around the call, after the last-level cache was overwritten.
+
+    The garbage collector rests meanwhile, as in timeit: it would go through the reference results
+    of the benchmark. Results are freed after the second reading.
+    """
 
     def __init__(self) -> None:
         self._buffer = np.zeros(2 * last_level_cache_bytes(), dtype=np.uint8)
 
     def time(self, candidate: Candidate) -> Sample:
-        arguments = candidate.arguments()
+        arguments = [candidate.arguments() for _ in range(candidate.calls)]
+        results = []
         self._buffer += 1
-        start = time.perf_counter()
-        candidate.run(*arguments)
-        seconds = time.perf_counter() - start
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            start = time.perf_counter()
+            for each in arguments:
+                results.append(candidate.run(*each))
+            seconds = (time.perf_counter() - start) / candidate.calls
+        finally:
+            if collecting:
+                gc.enable()
         return Sample(seconds, seconds)
 
     def cover(self, host_seconds: float) -> None:
@@ -138,12 +168,27 @@ def make_clock(device: torch.device) -> Clock:
     return CudaClock(device) if device.type == "cuda" else CpuClock()
 
 
-def summarise(samples: list[Sample]) -> Timing:
+def summarise(by_round: Mapping[int, Sample]) -> Timing:
     """Median, 20th and 80th percentile (linear between neighbours) of some repetitions."""
+    samples = list(by_round.values())
     p20, median, p80 = np.percentile([s.seconds * 1e3 for s in samples], [20, 50, 80]).tolist()
     host = statistics.median(s.host_seconds * 1e3 for s in samples)
     allocated = max(s.allocated_bytes for s in samples) / 2**20
-    return Timing(median, p20, p80, host, len(samples), allocated)
+    seconds = {number: sample.seconds for number, sample in by_round.items()}
+    return Timing(median, p20, p80, host, len(samples), allocated, seconds)
+
+
+def paired_ratio(other: Timing, own: Timing) -> Ratio | None:
+    """How many times as long `other` takes, round by round; None without a common round."""
+    quotients = [
+        other.by_round[number] / seconds
+        for number, seconds in own.by_round.items()
+        if number in other.by_round
+    ]
+    if not quotients:
+        return None
+    p20, median, p80 = np.percentile(quotients, [20, 50, 80]).tolist()
+    return Ratio(median, p20, p80, len(quotients))
 
 
 def repetitions_for(seconds: float, device: torch.device, quick: bool) -> int:
@@ -154,6 +199,16 @@ def repetitions_for(seconds: float, device: torch.device, quick: bool) -> int:
     return max(LEAST_REPETITIONS, min(MOST_REPETITIONS, int(budget / max(seconds, 1e-9))))
 
 
+def stride_for(seconds: float, rounds: int, budget: float | None) -> int:
+    """1 where `rounds` calls fit into the budget, else 2 or 4: who takes part in every fourth round
+    has all of its rounds in common with the others.
+    """
+    stride = 1
+    while budget is not None and stride < LONGEST_STRIDE and seconds * rounds / stride > budget:
+        stride *= 2
+    return stride
+
+
 def measure(
     candidates: Mapping[str, Candidate],
     clock: Clock,
@@ -161,6 +216,7 @@ def measure(
     *,
     quick: bool = False,
     shuffle: Callable[[list[str]], None] | None = None,
+    budget: float | None = None,
 ) -> dict[str, Timing | Exception]:
     """Times all candidates, interleaved.
 
@@ -170,6 +226,7 @@ def measure(
         device: where the candidates run.
         quick: few repetitions.
         shuffle: puts the names of one round in order, in place; random by default.
+        budget: measured seconds for each candidate, see Case.budget_seconds.
 
     Returns:
         By name a candidate's timing, or the exception that it raised.
@@ -189,7 +246,7 @@ def measure(
     warm: dict[str, Sample] = {}
     clock.cover(0.0)
     for name in list(candidates):
-        for _ in range(1 if quick else WARM_UP_CALLS):
+        for _ in range(1 if quick or budget is not None else WARM_UP_CALLS):
             last = sample(name)
             if last is None:
                 break
@@ -197,16 +254,23 @@ def measure(
     if not names:
         return results
     clock.cover(max(warm[name].host_seconds for name in names))
-    rounds = repetitions_for(max(warm[name].seconds for name in names), device, quick)
+    longest = max(warm[name].seconds * candidates[name].calls for name in names)
+    rounds = repetitions_for(longest, device, quick)
+    strides = {
+        name: stride_for(
+            warm[name].seconds * candidates[name].calls, rounds, None if quick else budget
+        )
+        for name in names
+    }
 
-    samples: dict[str, list[Sample]] = {name: [] for name in names}
-    for _ in range(rounds):
-        order = list(names)
+    samples: dict[str, dict[int, Sample]] = {name: {} for name in names}
+    for number in range(rounds):
+        order = [name for name in names if number % strides[name] == 0]
         shuffle(order)
         for name in order:
             taken = sample(name)
             if taken is not None:
-                samples[name].append(taken)
+                samples[name][number] = taken
     for name in names:
         results[name] = summarise(samples[name])
     return results

@@ -1,11 +1,12 @@
 """Rows and tables: one JSON object for each candidate of a case, and the same to read."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.harness.case import OURS, Case
+from benchmarks.harness.case import OURS, Candidate, Case
 from benchmarks.harness.ceilings import Ceilings
-from benchmarks.harness.measure import Timing
+from benchmarks.harness.measure import Timing, paired_ratio
 
 # Every row has all of these, null where they do not apply, and then the environment's.
 MEASURED = (
@@ -19,11 +20,20 @@ MEASURED = (
     "gb_per_s",
     "tflop_per_s",
     "mb_per_s",
+    "ns_per_byte",
+    "us_per_item",
+    "differing",
+    "ratios",
     "share_of_ceiling",
     "bound",
     "strongest_peer",
     "speedup_over_strongest_peer",
 )
+
+
+def candidates_of(case: Case) -> dict[str, Candidate]:
+    """A case's candidates, which may have been given as plain callables."""
+    return {name: c for name, c in case.candidates.items() if isinstance(c, Candidate)}
 
 
 def is_ours(candidate: str) -> bool:
@@ -59,11 +69,28 @@ def measured_fields(
         "gb_per_s": case.bytes / seconds / 1e9 if case.bytes else None,
         "tflop_per_s": case.flops / seconds / 1e12 if case.flops else None,
         "mb_per_s": case.input_bytes / seconds / 1e6 if case.input_bytes else None,
+        "ns_per_byte": seconds * 1e9 / case.input_bytes if case.input_bytes else None,
+        "us_per_item": seconds * 1e6 / case.items if case.items else None,
         "share_of_ceiling": floor_ms / timing.median_ms if has_floor else None,
         "bound": bound if has_floor else None,
         "strongest_peer": strongest[0] if strongest else None,
         "speedup_over_strongest_peer": strongest[1] / timing.median_ms if strongest else None,
     }
+
+
+def paired_ratios(
+    case: Case, name: str, results: Mapping[str, Timing | Exception]
+) -> dict[str, dict[str, float]] | None:
+    """By the names in `against` that were measured: the quotients of the rounds in common."""
+    own = results[name]
+    ratios: dict[str, dict[str, float]] = {}
+    for other in candidates_of(case)[name].against:
+        timing = results.get(other)
+        if isinstance(own, Timing) and isinstance(timing, Timing):
+            ratio = paired_ratio(timing, own)
+            if ratio is not None:
+                ratios[other] = dataclasses.asdict(ratio)
+    return ratios or None
 
 
 def case_rows(
@@ -72,8 +99,12 @@ def case_rows(
     results: dict[str, Timing | Exception],
     ceilings: Ceilings,
     on_cuda: bool,
+    differing: Mapping[str, int | None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows of all candidates of a case, those that failed and those that are absent included."""
+    """Rows of all candidates of a case, those that failed and those that are absent included.
+
+    `differing` has, by candidate, how many items of its result are wrong, as `Case.check` said.
+    """
     peers = {
         name: result.median_ms
         for name, result in results.items()
@@ -86,6 +117,10 @@ def case_rows(
         row = empty_row(benchmark, case, name)
         if isinstance(result, Timing):
             row |= {"status": "ok"} | measured_fields(case, result, ceilings, on_cuda, strongest)
+            row["differing"] = (differing or {}).get(name)
+            row["ratios"] = paired_ratios(case, name, results)
+            if row["differing"]:
+                row["message"] = f"{row['differing']} of {case.items} results are wrong"
         else:
             row |= {"status": "error", "message": one_line(result)}
         rows.append(row)
@@ -102,6 +137,9 @@ def empty_row(benchmark: str, case: Case | None, candidate: str | None) -> dict[
         "shape": case.shape if case else None,
         "dtype": case.dtype if case else None,
         "candidate": candidate,
+        "input_bytes": case.input_bytes or None if case else None,
+        "items": case.items or None if case else None,
+        "facts": dict(case.facts) if case else {},
         "status": None,
         "message": None,
         **dict.fromkeys(MEASURED),
@@ -116,6 +154,13 @@ def _number(value: float | None) -> str:
     return f"{value:.{digits}f}" if abs(value) >= 0.1 or value == 0 else f"{value:.5f}"
 
 
+def _ratio(ratio: dict[str, float] | None) -> str:
+    """Median and spread of the pairs."""
+    if ratio is None:
+        return ""
+    return f"{ratio['median']:.2f}x ({ratio['p20']:.2f} – {ratio['p80']:.2f})"
+
+
 def table(case: Case, rows: list[dict[str, Any]]) -> str:
     """A case's rows to read; columns without any figure are left out."""
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -126,6 +171,9 @@ def table(case: Case, rows: list[dict[str, Any]]) -> str:
         "GB/s": lambda r: _number(r["gb_per_s"]),
         "TFLOP/s": lambda r: _number(r["tflop_per_s"]),
         "MB/s": lambda r: _number(r["mb_per_s"]),
+        "ns/B": lambda r: _number(r["ns_per_byte"]),
+        "µs/item": lambda r: _number(r["us_per_item"]),
+        "wrong": lambda r: str(r["differing"]) if r["differing"] else "",
         "of ceiling": lambda r: (
             "" if r["share_of_ceiling"] is None else f"{r['share_of_ceiling']:.0%}"
         ),
@@ -135,6 +183,8 @@ def table(case: Case, rows: list[dict[str, Any]]) -> str:
             else f"{r['speedup_over_strongest_peer']:.2f}x"
         ),
     }
+    for other in dict.fromkeys(name for row in rows for name in row["ratios"] or ()):
+        columns[f"vs {other}"] = lambda r, other=other: _ratio((r["ratios"] or {}).get(other))
     measured = [row for row in rows if row["status"] == "ok"]
     cells = {name: [cell(row) for row in measured] for name, cell in columns.items()}
     cells = {name: values for name, values in cells.items() if any(values)}

@@ -12,11 +12,18 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness.case import Candidate, Case
+from benchmarks.harness.case import Case
 from benchmarks.harness.ceilings import Ceilings, measure_ceilings
 from benchmarks.harness.environment import environment
 from benchmarks.harness.measure import Clock, Timing, make_clock, measure
-from benchmarks.harness.report import case_rows, empty_row, one_line, table
+from benchmarks.harness.report import (
+    candidates_of,
+    case_rows,
+    empty_row,
+    is_ours,
+    one_line,
+    table,
+)
 
 
 def progress(text: str) -> None:
@@ -58,29 +65,48 @@ def make_machine(device: torch.device, quick: bool) -> Machine:
     return Machine(device, clock, ceilings, facts)
 
 
-def check_candidates(case: Case) -> dict[str, Exception]:
-    """Runs every candidate once and checks its result; returns the exceptions by name."""
+def check_candidates(case: Case) -> tuple[dict[str, Exception], dict[str, int | None]]:
+    """Runs every candidate once and checks its result.
+
+    Returns:
+        The exceptions of those that are not to be timed, and the number of wrong items of those
+        whose check gave one, by name.
+    """
     failures: dict[str, Exception] = {}
-    for name, candidate in _candidates(case).items():
+    differing: dict[str, int | None] = {}
+    for name, candidate in candidates_of(case).items():
         try:
-            case.check(candidate.run(*candidate.arguments()))
+            result = candidate.run(*candidate.arguments())
+            wrong = case.check(candidate.as_result(result) if candidate.as_result else result)
+            del result
+            if wrong and is_ours(name):
+                raise AssertionError(f"{wrong} of {case.items} results are wrong")
+            differing[name] = wrong
         except Exception as error:  # whatever a peer raises, the others go on
             failures[name] = error
-    return failures
+    return failures, differing
 
 
 def run_case(benchmark: str, case: Case, machine: Machine, quick: bool) -> list[dict[str, Any]]:
     """Checks and measures a case; returns its rows, complete."""
-    results: dict[str, Timing | Exception] = dict(check_candidates(case))
-    sound = {name: c for name, c in _candidates(case).items() if name not in results}
-    results |= measure(sound, machine.clock, machine.device, quick=quick)
+    failures, differing = check_candidates(case)
+    results: dict[str, Timing | Exception] = dict(failures)
+    sound = {name: c for name, c in candidates_of(case).items() if name not in results}
+    results |= measure(
+        sound, machine.clock, machine.device, quick=quick, budget=case.budget_seconds
+    )
     on_cuda = machine.device.type == "cuda"
-    rows = case_rows(benchmark, case, results, machine.ceilings, on_cuda)
+    rows = case_rows(benchmark, case, results, machine.ceilings, on_cuda, differing)
     return [row | machine.facts for row in rows]
 
 
 def run_benchmarks(
-    names: Sequence[str], device: torch.device, *, quick: bool = False, output: Path | None = None
+    names: Sequence[str],
+    device: torch.device,
+    *,
+    quick: bool = False,
+    output: Path | None = None,
+    words: Sequence[str] = (),
 ) -> int:
     """Runs benchmarks by name.
 
@@ -89,6 +115,7 @@ def run_benchmarks(
         device: CUDA or CPU.
         quick: few small cases, few repetitions.
         output: a file that every row is appended to as soon as it is there, one JSON object a line.
+        words: only cases whose title has one of these, in any case of letters; all if empty.
 
     Returns:
         The number of candidates and benchmarks that failed.
@@ -100,6 +127,8 @@ def run_benchmarks(
     for name in names:
         try:
             for case in _cases(name, device, quick):
+                if words and not any(word.lower() in case.title.lower() for word in words):
+                    continue
                 place = "cpu" if case.on_cpu else device.type
                 if place not in machines:
                     machines[place] = make_machine(torch.device(place), quick)
@@ -117,10 +146,6 @@ def run_benchmarks(
             print(f"{name}: error: {row['message']}\n", flush=True)
             _append(output, [row | machines[device.type].facts])
     return failures
-
-
-def _candidates(case: Case) -> dict[str, Candidate]:
-    return {name: c for name, c in case.candidates.items() if isinstance(c, Candidate)}
 
 
 def _cases(name: str, device: torch.device, quick: bool) -> Iterator[Case]:

@@ -1,0 +1,175 @@
+"""The texts that tokenizers are measured on, all from this machine and the same at every run.
+
+Japanese is JGLUE's where the test data is, else that of `llmjp demo`. Code is Python's standard
+library. English is the language reference that `help()` shows and the descriptions of the installed
+packages. Web-like text and repeated characters are made from these by a seeded generator.
+"""
+
+import functools
+import importlib.metadata
+import os
+import random
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from llmjp.demo.command import BUNDLED
+from llmjp.tokenizer_training import train_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = "llm-jp-tokenizer-v2.1/tokenizer.json"
+SENTENCEPIECE_MODEL = "llm-jp-tokenizer-v2.1/code10k_en20k_ja30k.ver2.1.model"
+TRAINED_PIECES = 8000
+TRAINED_MODULES = 20  # of the standard library, in the text that TRAINED_PIECES are trained on
+LINES_PER_DOCUMENT = 60  # of JGLUE's sentences: about 4.5 kB
+# Longer modules come in parts: in long strings sentencepiece's sums in single precision lose the
+# difference between pieces, its ids become others, and it could not be compared.
+DOCUMENT_CHARACTERS = 20_000
+PROMPT_CHARACTERS = 20
+# Characters whose runs LLM-jp's pieces cut in several ways of equal score, and some others.
+REPEATED = "ーあ=-a_*#.ｗ笑!。々█0"
+
+
+class Material(NamedTuple):
+    """A model, and Japanese text for it."""
+
+    name: str
+    json: Path
+    sentencepiece: Path
+    japanese: list[str]
+
+
+@functools.cache
+def material() -> Material:
+    """LLM-jp v2.1 and JGLUE where the test data is, else what can be had without it."""
+    folder = Path(os.environ.get("LLMJP_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if (folder / MODEL).exists():
+        japanese = japanese_documents(sorted((folder / "text").glob("*.txt")))
+        return Material("LLM-jp v2.1", folder / MODEL, folder / SENTENCEPIECE_MODEL, japanese)
+    holder = tempfile.TemporaryDirectory(prefix="llmjp-benchmark-")
+    _KEEP_ALIVE.append(holder)
+    text = Path(holder.name) / "code.txt"
+    text.write_text("\n".join(code_documents()[:TRAINED_MODULES]), encoding="utf-8")
+    model = Path(holder.name) / "model"
+    train_tokenizer([BUNDLED, text], TRAINED_PIECES, model, hard_vocab_limit=False)
+    japanese = japanese_documents(sorted((BUNDLED / "ja").glob("*.txt")))
+    name = "trained on the demo's text"
+    return Material(name, model / "tokenizer.json", model / "tokenizer.model", japanese)
+
+
+_KEEP_ALIVE: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def japanese_documents(paths: list[Path]) -> list[str]:
+    """Lines of Japanese text in documents of a few kB."""
+    lines: list[str] = []
+    for path in paths:
+        lines += path.read_text(encoding="utf-8").splitlines()
+    step = LINES_PER_DOCUMENT
+    return ["\n".join(lines[i : i + step]) for i in range(0, len(lines), step)]
+
+
+@functools.cache
+def code_documents() -> list[str]:
+    """Modules of Python's standard library, in parts of bounded length."""
+    texts = []
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        texts += parts_of(text)
+    return texts
+
+
+@functools.cache
+def english_documents() -> list[str]:
+    """Python's reference as `help()` shows it, and the installed packages' descriptions."""
+    from pydoc_data.topics import topics
+
+    texts = [topics[name] for name in sorted(topics)]
+    descriptions = set()
+    for distribution in importlib.metadata.distributions():
+        payload = distribution.metadata.get_payload()
+        # Some are written in other languages, and not all are text.
+        if isinstance(payload, str) and payload.isascii():
+            descriptions.add(payload)
+    return [part for text in [*texts, *sorted(descriptions)] for part in parts_of(text)]
+
+
+def parts_of(text: str) -> list[str]:
+    """A text in parts of bounded length."""
+    return [text[i : i + DOCUMENT_CHARACTERS] for i in range(0, len(text), DOCUMENT_CHARACTERS)]
+
+
+def lines_of(documents: list[str]) -> list[str]:
+    """The lines of documents that are not empty."""
+    return [line for text in documents for line in text.split("\n") if line]
+
+
+def web_documents(japanese: list[str], megabytes: float) -> list[str]:
+    """Pages of markup around Japanese, English, links and a little code."""
+    draw = random.Random(0)
+    native, english = lines_of(japanese), lines_of(english_documents())
+    code = lines_of(code_documents())
+
+    def link() -> str:
+        path = "/".join(draw.choice(english).split()[0].strip("*`.,:()<>#") for _ in range(2))
+        return f"https://www.example{draw.randrange(100)}.jp/{path}?id={draw.randrange(10**6)}"
+
+    def block() -> str:
+        kind = draw.randrange(10)
+        if kind < 5:
+            return f"<p>{''.join(draw.choices(native, k=4))}</p>"
+        if kind < 7:
+            return f'<p class="text-{draw.randrange(9)}">{" ".join(draw.choices(english, k=2))}</p>'
+        if kind < 9:
+            return f'  <li><a href="{link()}">{draw.choice(native)}</a> &raquo; {link()}</li>'
+        return "<pre>\n" + "\n".join(draw.choices(code, k=4)) + "\n</pre>"
+
+    pages, left = [], megabytes * 1e6
+    while left > 0:
+        blocks = "\n".join(block() for _ in range(15))
+        pages.append(f"<html>\n<h1>{draw.choice(native)}</h1>\n{blocks}\n</html>\n")
+        left -= len(pages[-1].encode())
+    return pages
+
+
+def tied_documents(japanese: list[str], megabytes: float) -> list[str]:
+    """Runs of one character each, of up to 2,000, behind prefixes of all lengths."""
+    draw = random.Random(0)
+    native = lines_of(japanese)
+    texts, left = [], megabytes * 1e6
+    while left > 0:
+        runs = (
+            draw.choice(native)[: draw.randrange(12)]
+            + draw.choice(REPEATED) * int(10 ** draw.uniform(0.5, 3.3))
+            for _ in range(8)
+        )
+        texts.append("\n".join(runs))
+        left -= len(texts[-1].encode())
+    return texts
+
+
+def first(texts: list[str], megabytes: float) -> list[str]:
+    """As many texts from all over the list as have so many megabytes of UTF-8."""
+    order = np.random.default_rng(0).permutation(len(texts))
+    chosen: list[str] = []
+    left = megabytes * 1e6
+    for i in order.tolist():
+        if left <= 0:
+            break
+        chosen.append(texts[i])
+        left -= len(texts[i].encode())
+    return chosen
+
+
+def prompts(documents: list[str], count: int) -> list[str]:
+    """So many different texts of 20 characters, as far as there are."""
+    text = "".join(documents)
+    step = PROMPT_CHARACTERS
+    found = list(dict.fromkeys(text[i : i + step] for i in range(0, len(text) - step, step)))
+    return [found[i] for i in np.random.default_rng(0).permutation(len(found))[:count]]
