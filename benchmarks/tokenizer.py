@@ -33,6 +33,7 @@ from benchmarks.tokenizer_suite.peers import (
 from benchmarks.tokenizer_suite.texts import (
     Material,
     code_documents,
+    compiled,
     english_documents,
     first,
     lines_of,
@@ -51,7 +52,7 @@ QUICK_PROMPTS = 50
 # Measured seconds for each candidate of a case: the whole run stays within five minutes.
 BUDGET_SECONDS = 1.5
 # Calls of ours in one repetition, which then lasts 50 ms or so.
-CALLS = 2
+CALLS = 3
 
 
 class Reference:
@@ -71,6 +72,17 @@ class Reference:
     def differing(self, result: Any) -> int:
         """The number of texts whose ids are others."""
         return count_differing(result, self.ids)
+
+
+def fresh(model: Material) -> Tokenizer:
+    """A tokenizer that remembers nothing yet."""
+    return Tokenizer(compiled_bytes(model), "compiled")
+
+
+@functools.cache
+def compiled_bytes(model: Material) -> bytes:
+    """A compiled file in memory: mapped anew, its pages would be part of the measured time."""
+    return compiled(model).read_bytes()
 
 
 def cores() -> int:
@@ -100,8 +112,8 @@ def encode_case(
     model, texts = reference.model, reference.texts
     present, absent = split_peers(peers, threads)
 
-    def fresh() -> Tokenizer:
-        return Tokenizer.from_file(model.json)
+    def load() -> Tokenizer:
+        return fresh(model)
 
     def lists(ours: Tokenizer) -> Ids:
         return ours.encode_batch(texts, add_special_tokens=False, num_threads=threads)
@@ -122,8 +134,8 @@ def encode_case(
         shape=shape(model, f"{len(texts)} texts, {reference.size / 1e6:.2f} MB", threads),
         dtype="",
         candidates={
-            RAGGED: Candidate(ragged, fresh, as_lists, calls=CALLS, against=rivals),
-            LISTS: Candidate(lists, fresh, calls=CALLS, against=rivals),
+            RAGGED: Candidate(ragged, load, as_lists, calls=CALLS, against=rivals),
+            LISTS: Candidate(lists, load, calls=CALLS, against=rivals),
             **{rival: of_peer(peer) for rival, peer in present.items()},
         },
         check=reference.differing,
@@ -154,7 +166,7 @@ def threads_case(reference: Reference, name: str) -> Case:
         for threads in sorted({1, cores()}):
             candidates[labelled(method, threads)] = Candidate(
                 call(method, threads),
-                lambda: Tokenizer.from_file(model.json),
+                lambda: fresh(model),
                 as_lists,
                 calls=CALLS,
                 against=(labelled(method, 1),) if threads > 1 else (),
@@ -180,7 +192,7 @@ def memory_case(model: Material, name: str, texts: list[str]) -> Case:
 
     def after(seen: list[str]) -> Callable[[], Tokenizer]:
         def prepare() -> Tokenizer:
-            ours = Tokenizer.from_file(model.json)
+            ours = fresh(model)
             ours.encode_ragged(seen, num_threads=1)
             return ours
 
@@ -231,9 +243,7 @@ def prompt_case(model: Material, count: int) -> Case:
         shape=shape(model, f"{len(texts)} calls", 1),
         dtype="",
         candidates={
-            f"{OURS} encode": Candidate(
-                one_by_one, lambda: Tokenizer.from_file(model.json), against=tuple(present)
-            ),
+            f"{OURS} encode": Candidate(one_by_one, lambda: fresh(model), against=tuple(present)),
             **{rival: of_peer(peer) for rival, peer in present.items()},
         },
         check=reference.differing,
@@ -297,6 +307,14 @@ def load_case(model: Material, loads: str) -> Case:
             as_result=lambda loaded: peer.ids(peer.batch(loaded, [text], 1)),
         )
 
+    def encoded(ours: Tokenizer) -> Ids:
+        return [ours.encode(text, add_special_tokens=False)]
+
+    file = compiled(model)
+    mapped = f"{OURS} from_file, compiled"
+    compiled_candidate = Candidate(
+        lambda: Tokenizer.from_file(file), as_result=encoded, against=tuple(present)
+    )
     return Case(
         name=f"load {loads}",
         shape=shape(model, f"{path.stat().st_size / 1e6:.2f} MB", None),
@@ -304,9 +322,10 @@ def load_case(model: Material, loads: str) -> Case:
         candidates={
             f"{OURS} from_file": Candidate(
                 lambda: Tokenizer.from_file(path),
-                as_result=lambda ours: [ours.encode(text, add_special_tokens=False)],
+                as_result=encoded,
                 against=tuple(present),
             ),
+            **({mapped: compiled_candidate} if loads == HUGGING_FACE.loads else {}),
             **{rival: loader(peer) for rival, peer in present.items()},
         },
         check=lambda result: count_differing(result, expected),

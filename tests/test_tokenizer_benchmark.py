@@ -115,6 +115,11 @@ def test_plot_shows_every_kind_of_text(rows: list[dict], tmp_path: Path) -> None
     plots = [tmp_path / "first.svg", tmp_path / "second.svg"]
     for plot in plots:
         report.draw(rows, plot)
+    results, page = tmp_path / "results.jsonl", tmp_path / "page.md"
+    results.write_text("".join(json.dumps(row | {"quick": False}) + "\n" for row in rows))
+    page.write_text(f"{report.BEGIN}\n{report.END}\n")
+    assert report.main([str(results), "--page", str(page), "--plot", str(plots[0])]) == 0
+    assert "](first.svg)" in page.read_text()
     text = plots[0].read_text()
     assert text == plots[1].read_text() and len(text) < 200_000
     for word in ("documents", "one string", "characters", "encode_ragged", "tokenizers", "abc"):

@@ -8,6 +8,7 @@ instead, --plot draws the throughput. No figure goes through anybody's hands.
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -284,7 +285,11 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.plot is not None:
             draw(rows, arguments.plot)
         if arguments.page is not None:
-            write_page(arguments.page, report(rows))
+            text = report(rows)
+            if arguments.plot is not None:
+                place = os.path.relpath(arguments.plot, arguments.page.parent)
+                text = f"![Throughput by text and tokenizer]({place})\n\n{text}"
+            write_page(arguments.page, text)
         else:
             print(report(rows))
     except (ReportError, OSError) as error:

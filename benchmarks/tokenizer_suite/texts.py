@@ -18,6 +18,7 @@ import numpy as np
 
 from llmjp.demo.command import BUNDLED
 from llmjp.tokenizer_training import train_tokenizer
+from llmjp_ext import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "llm-jp-tokenizer-v2.1/tokenizer.json"
@@ -41,6 +42,9 @@ class Material(NamedTuple):
     sentencepiece: Path
     japanese: list[str]
 
+    def __hash__(self) -> int:
+        return hash(self.json)
+
 
 @functools.cache
 def material() -> Material:
@@ -61,6 +65,16 @@ def material() -> Material:
 
 
 _KEEP_ALIVE: list[tempfile.TemporaryDirectory[str]] = []
+
+
+@functools.cache
+def compiled(model: Material) -> Path:
+    """What save_compiled() makes of a model."""
+    holder = tempfile.TemporaryDirectory(prefix="llmjp-benchmark-")
+    _KEEP_ALIVE.append(holder)
+    path = Path(holder.name) / "tokenizer.compiled"
+    Tokenizer.from_file(model.json).save_compiled(path)
+    return path
 
 
 def japanese_documents(paths: list[Path]) -> list[str]:
