@@ -14,6 +14,7 @@ class Tokenizer:
         data: bytes,
         format: str,
         *,
+        float32_sums: bool = False,
         units: bool = True,
         memo_bits: int = 15,
         isa: str = "",
@@ -55,6 +56,8 @@ class Tokenizer:
     def vocab_size(self) -> int: ...
     @property
     def special_ids(self) -> list[int]: ...
+    @property
+    def float32_sums(self) -> bool: ...
     @property
     def unknown_id(self) -> int: ...
     @property

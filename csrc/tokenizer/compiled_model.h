@@ -31,7 +31,7 @@ static_assert(sizeof(CompiledHeader) == 32);
 
 inline constexpr std::string_view kCompiledMagic = "LLMJPTOK";
 inline constexpr uint32_t kCompiledByteOrder = 0x01020304;
-inline constexpr uint32_t kCompiledFormat = 1;  // one more whenever a transfer() changes
+inline constexpr uint32_t kCompiledFormat = 2;  // one more whenever a transfer() changes
 inline constexpr size_t kCompiledAlignment = 64;
 
 struct CompiledBlock {

@@ -38,11 +38,16 @@ std::string_view default_isa() {
 
 class PyTokenizer {
  public:
-  PyTokenizer(const py::bytes& data, const std::string& format, bool units, int memo_bits,
-              const std::string& isa) {
+  PyTokenizer(const py::bytes& data, const std::string& format, bool float32_sums, bool units,
+              int memo_bits, const std::string& isa) {
     const std::string_view bytes = data;
     if (memo_bits < 0 || memo_bits > 24)
       throw py::value_error("memo_bits must be 0 to 24, got " + std::to_string(memo_bits));
+    if (float32_sums && format != "sentencepiece") {
+      throw py::value_error(
+          "float32_sums is for SentencePiece models; a tokenizer.json is searched in double "
+          "precision, a compiled file as what it was compiled from");
+    }
     const SearchOptions search{
         units, memo_bits, host::choose_instruction_set(isa, kIsaVariable, UnitCuts::preferred())};
     const py::gil_scoped_release unlocked;
@@ -53,7 +58,8 @@ class PyTokenizer {
     } else if (format == "json") {
       tokenizer_ = std::make_shared<Tokenizer>(parse_tokenizer_json(bytes), search);
     } else if (format == "sentencepiece") {
-      tokenizer_ = std::make_shared<Tokenizer>(parse_sentencepiece_model(bytes), search);
+      tokenizer_ =
+          std::make_shared<Tokenizer>(parse_sentencepiece_model(bytes, float32_sums), search);
     } else {
       throw std::invalid_argument(
           "format must be \"json\", \"sentencepiece\", \"compiled\" or \"compiled file\", got \"" +
@@ -181,6 +187,8 @@ class PyTokenizer {
     return ids;
   }
 
+  bool float32_sums() const { return tokenizer_->model().spec.single_precision_sums; }
+
   uint32_t unknown_id() const { return tokenizer_->model().spec.unknown_id; }
 
   // Ids that the template puts after a single text.
@@ -253,9 +261,9 @@ PYBIND11_MODULE(_tokenizer, m) {
   m.def("supported_isas", &llmjp::tokenizer::supported_isas);
   m.def("default_isa", &llmjp::tokenizer::default_isa);
   py::class_<PyTokenizer>(m, "Tokenizer")
-      .def(py::init<const py::bytes&, const std::string&, bool, int, const std::string&>(),
-           py::arg("data"), py::arg("format"), py::kw_only(), py::arg("units") = true,
-           py::arg("memo_bits") = 15, py::arg("isa") = "")
+      .def(py::init<const py::bytes&, const std::string&, bool, bool, int, const std::string&>(),
+           py::arg("data"), py::arg("format"), py::kw_only(), py::arg("float32_sums") = false,
+           py::arg("units") = true, py::arg("memo_bits") = 15, py::arg("isa") = "")
       .def("encode", &PyTokenizer::encode, py::arg("text"), py::arg("pair"),
            py::arg("add_special_tokens"), py::arg("encode_special_tokens"))
       .def("encode_batch", &PyTokenizer::encode_batch, py::arg("texts"),
@@ -273,6 +281,7 @@ PYBIND11_MODULE(_tokenizer, m) {
       .def_property_readonly("isa", &PyTokenizer::isa)
       .def_property_readonly("vocab_size", &PyTokenizer::vocab_size)
       .def_property_readonly("special_ids", &PyTokenizer::special_ids)
+      .def_property_readonly("float32_sums", &PyTokenizer::float32_sums)
       .def_property_readonly("unknown_id", &PyTokenizer::unknown_id)
       .def_property_readonly("appended_ids", &PyTokenizer::appended_ids);
   py::class_<PyDecodeStream>(m, "DecodeStream")

@@ -16,6 +16,8 @@ namespace {
 
 enum class PieceType { kNormal = 1, kUnknown, kControl, kUserDefined, kUnused, kByte };
 
+constexpr size_t kLongestPiece = 7999;  // in bytes: SentencePiece's own bound
+
 struct Field {
   uint32_t number = 0;
   uint64_t integer = 0;    // varint and fixed fields
@@ -105,6 +107,15 @@ void read_piece(std::string_view message, Specification& spec, std::vector<Piece
   const std::string where = "piece " + std::to_string(spec.pieces.size());
   if (find_invalid_utf8(text) != std::string_view::npos) refuse(where + " is not valid UTF-8");
   if (type < 1 || type > 6) refuse(where + " has the unknown type " + std::to_string(type));
+  if (text.empty()) refuse(where + " is empty");
+  if (text.size() > kLongestPiece) {
+    refuse(where + " has " + std::to_string(text.size()) + " bytes, more than " +
+           std::to_string(kLongestPiece));
+  }
+  if (text.find('\0') != std::string_view::npos) {
+    if (text.size() > 1) refuse(where + " has a null character inside");
+    type = static_cast<uint64_t>(PieceType::kUnused);  // what conversions leave; <0x00> serves
+  }
   spec.pieces.push_back(text);
   spec.scores.push_back(score);
   types.push_back(static_cast<PieceType>(type));
@@ -145,19 +156,50 @@ void read_normalizer(std::string_view message, Specification& spec) {
   if (remove_extra) refuse("remove_extra_whitespaces is not supported");
 }
 
-// What an unknown character costs. Only normal pieces count, and in single precision.
+// What an unknown character costs. Only normal pieces count, and in single precision. Below 10 no
+// row of unknown characters is better than the piece that they spell, so that the search need not
+// tell SentencePiece's unknown pieces, one a character, from Hugging Face's, one a row.
 double unknown_score(const std::vector<PieceType>& types, const Table<double>& scores) {
   float lowest = std::numeric_limits<float>::infinity();
   for (size_t id = 0; id < types.size(); ++id) {
     if (types[id] == PieceType::kNormal) lowest = std::min(lowest, static_cast<float>(scores[id]));
   }
-  if (std::isinf(lowest)) refuse("there is no normal piece");
-  return lowest - static_cast<float>(Specification::kUnknownPenalty);
+  if (std::isinf(lowest)) refuse("there is no normal piece with a finite score");
+  constexpr auto kPenalty = static_cast<float>(Specification::kUnknownPenalty);
+  if (lowest >= kPenalty) refuse("scores of 10 or more are not supported");
+  return lowest - kPenalty;
+}
+
+// Pieces that the user defined have a tenth for each byte but the first one instead of their score,
+// so that they win, and the longer ones first. To the library the product is a float. In exact
+// sums the tenth is a multiple of a small power of two, as single-precision scores are: then so
+// are all sums, and equal lengths in equal numbers of pieces stay equal.
+double user_defined_score(size_t bytes, bool single_precision_sums) {
+  const auto steps = static_cast<double>(bytes - 1);
+  if (single_precision_sums) return static_cast<float>(0.1 * steps);
+  constexpr double kUnit = 1.0 / (1 << 20);
+  return steps * std::nearbyint(0.1 / kUnit) * kUnit;
+}
+
+void check_byte_pieces(const Specification& spec, const std::vector<PieceType>& types) {
+  size_t count = 0;
+  for (size_t id = 0; id < types.size(); ++id) {
+    if (types[id] != PieceType::kByte) continue;
+    const std::string_view name = spec.pieces[id];
+    const auto is_digit = [](char c) { return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'F'); };
+    if (name.size() != 6 || !name.starts_with("<0x") || !is_digit(name[3]) || !is_digit(name[4]) ||
+        name[5] != '>') {
+      refuse("piece " + std::to_string(id) + " is a byte but not named <0x00> to <0xFF>");
+    }
+    ++count;
+  }
+  if (count != 256)  // all different: the vocabulary has been checked
+    refuse("byte_fallback needs the 256 byte pieces, found " + std::to_string(count));
 }
 
 }  // namespace
 
-Specification parse_sentencepiece_model(std::string_view bytes) {
+Specification parse_sentencepiece_model(std::string_view bytes, bool single_precision_sums) {
   Specification spec;
   std::vector<PieceType> types;
   bool normalizer = false;
@@ -193,10 +235,17 @@ Specification parse_sentencepiece_model(std::string_view bytes) {
     spec.searchable.push_back(type == PieceType::kNormal || type == PieceType::kUserDefined);
   }
   spec.finish();
+  check_byte_pieces(spec, types);
   spec.unknown_score = unknown_score(types, spec.scores);
+  std::vector<double> scores(spec.scores.begin(), spec.scores.end());
+  for (size_t id = 0; id < types.size(); ++id) {
+    if (types[id] == PieceType::kUserDefined)
+      scores[id] = user_defined_score(spec.pieces[id].size(), single_precision_sums);
+  }
+  spec.scores = std::move(scores);
   spec.single = {{TemplateItem::Kind::kFirst, 0}};
   spec.pair = {{TemplateItem::Kind::kFirst, 0}, {TemplateItem::Kind::kSecond, 0}};
-  spec.single_precision_sums = true;
+  spec.single_precision_sums = single_precision_sums;
   spec.decode_bytes = true;
   spec.decode_bytes_singly = true;
   spec.strip_leading_space = spec.prefix_mark;

@@ -7,13 +7,16 @@
 // stays. Sums are accumulated from the segment's first character in the order of the text: with
 // equal scores along two paths rounding decides, and rounding depends on everything before.
 //
-// SentencePiece compares the same way, but keeps each sum in single precision.
+// SentencePiece (0.2.3) compares the same way, but keeps each sum in single precision. Whenever the
+// best one at a character passes 100,000, it takes that sum off all that start there or reach
+// beyond, so that enough of the fraction is left; the differences are rounded once more by that.
 //
 // Where no piece reaches beyond a position, the best path to it is settled: its pieces are emitted,
 // its sum is carried on, and the memory is used again. That changes no sum and no comparison.
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -41,6 +44,7 @@ class SequentialSearch {
 
  private:
   static constexpr int32_t kUnset = -2;
+  static constexpr double kSingleLimit = 100'000.0;
   static constexpr size_t kBlock = 1024;  // characters whose codes are computed at a time, at least
 
   struct Best {
@@ -82,8 +86,9 @@ class SequentialSearch {
       const size_t here = start - window;
       if (best_.size() < here + ahead + 1) fit(here + ahead + 1);
       Best* const best = best_.data() + here;
-      const double so_far = best->sum;
       size_t known = reach - start;  // ends up to here have some path already
+      if (kSingle && std::abs(best->sum) > kSingleLimit) start_sums_anew(best, known);
+      const double so_far = best->sum;
       const auto relax = [&](size_t count, double score, int32_t id) {
         double candidate = score + so_far;
         if constexpr (kSingle) candidate = static_cast<float>(candidate);
@@ -112,6 +117,12 @@ class SequentialSearch {
     if (length > window) sum = emit(window, length, at, out);
     flush_unknown(out);
     return sum;
+  }
+
+  static void start_sums_anew(Best* best, size_t known) {
+    const double offset = best->sum;
+    best->sum = 0.0;
+    for (size_t i = 1; i <= known; ++i) best[i].sum = static_cast<float>(best[i].sum - offset);
   }
 
   void fit(size_t size) {

@@ -102,6 +102,7 @@ struct Specification {
 Specification parse_tokenizer_json(std::string_view text);
 
 // Reads a SentencePiece .model (a ModelProto message) with a byte-fallback Unigram model.
-Specification parse_sentencepiece_model(std::string_view bytes);
+// `single_precision_sums`: follow the rounding of SentencePiece's sums, instead of adding exactly.
+Specification parse_sentencepiece_model(std::string_view bytes, bool single_precision_sums);
 
 }  // namespace llmjp::tokenizer

@@ -103,6 +103,7 @@ void UnitRules::transfer(Self& self, Archive& archive) {
   archive(self.usable_);
   archive(self.wide_alone_);
   archive(self.literals_apart_);
+  archive(self.exact_scores_);
   archive(self.sum_limit_);
   archive(self.largest_score_);
   archive(self.costs_);
@@ -158,6 +159,9 @@ bool UnitRules::scale_scores(const Model& model) {
     for (const double score : spec.scores)
       costs.push_back(static_cast<int32_t>(std::nearbyint(score / unit)));
     costs_ = std::move(costs);
+    const auto exact = [&](double score) { return std::nearbyint(score / unit) * unit == score; };
+    exact_scores_ =
+        exact(spec.unknown_score) && std::all_of(spec.scores.begin(), spec.scores.end(), exact);
     // The sum is looked at before a unit, and M is reached in it.
     sum_limit_ = std::ldexp(1.0, 51 - k) / kLongestUnit - kLongestUnit * largest_score_;
     return sum_limit_ > 0.0;

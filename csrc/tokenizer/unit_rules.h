@@ -28,6 +28,9 @@ class UnitRules {
   const int32_t* costs() const { return costs_.data(); }
   // That holds while the sum of doubles stays below this in magnitude.
   double sum_limit() const { return sum_limit_; }
+  // All scores are such multiples themselves: then no sum below the limit is rounded, and of equal
+  // ones the earliest start stays wherever the unit lies.
+  bool exact_scores() const { return exact_scores_; }
   double largest_score() const { return largest_score_; }  // in magnitude, unknown ones included
 
   // Rows of the table of neighbours: 0 for characters that no piece has. Rare characters may share
@@ -79,6 +82,7 @@ class UnitRules {
   bool usable_ = false;
   bool wide_alone_ = true;
   bool literals_apart_ = false;
+  bool exact_scores_ = false;
   double sum_limit_ = 0.0;
   double largest_score_ = 0.0;
   Table<int32_t> costs_;

@@ -219,7 +219,8 @@ void UnitSearch::append_unknown(char32_t c, Segment<Id>& segment) {
   segment.summed = segment.out.size();
 }
 
-// The ids of the best path through a unit, and their number; kTied if another path is as good.
+// The ids of the best path through a unit, and their number; kTied if another path is as good and
+// rounding decides between them.
 template <class Char, class Id>
 uint8_t UnitSearch::solve(const Char* unit, size_t length, Id* ids) const {
   struct Best {
@@ -239,6 +240,7 @@ uint8_t UnitSearch::solve(const Char* unit, size_t length, Id* ids) const {
   best[0] = {0, 0, 0, false};
   const Trie::Node* const nodes = model_.trie.nodes();
   const int32_t* const costs = rules_.costs();
+  const bool exact = rules_.exact_scores();
   for (size_t start = 0; start < length; ++start) {
     const int64_t so_far = best[start].cost;
     int32_t node = Trie::kRoot;
@@ -253,7 +255,7 @@ uint8_t UnitSearch::solve(const Char* unit, size_t length, Id* ids) const {
       if (cost > end.cost) {
         end = {cost, id, static_cast<uint8_t>(i + 1 - start), false};
       } else if (cost == end.cost) {
-        end.tied = true;
+        end.tied = !exact;
       }
     }
   }

@@ -27,7 +27,12 @@ class Tokenizer:
     """
 
     def __init__(
-        self, data: bytes, format: str, *, named_tokens: dict[str, str] | None = None
+        self,
+        data: bytes,
+        format: str,
+        *,
+        named_tokens: dict[str, str] | None = None,
+        float32_sums: bool = False,
     ) -> None:
         """From a file's bytes; use from_file() or from_pretrained() for files.
 
@@ -36,36 +41,48 @@ class Tokenizer:
                 save_compiled() wrote ("compiled").
             format: "json", "sentencepiece" or "compiled".
             named_tokens: the tokens that to_hf() names, such as {"eos_token": "</s>"}.
+            float32_sums: as for from_file().
 
         Raises:
             ValueError: the file is damaged, or asks for something that is not supported.
         """
         if format not in ("json", "sentencepiece", "compiled"):
             raise ValueError(f"format must be json, sentencepiece or compiled, got {format!r}")
-        self._native = _tokenizer.Tokenizer(data, format)
+        self._native = _tokenizer.Tokenizer(data, format, float32_sums=float32_sums)
         self._named_tokens = dict(named_tokens or {})
         self._compiled = format == "compiled"
         # None: in the note of the compiled file, to be unpacked when it is asked for.
         self._source = None if self._compiled else Source(data, format)
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str]) -> "Tokenizer":
+    def from_file(cls, path: str | os.PathLike[str], *, float32_sums: bool = False) -> "Tokenizer":
         """Loads `tokenizer.json`, a SentencePiece `*.model`, or what save_compiled() wrote.
 
         A compiled file is known by its first bytes, whatever its name, and is mapped into memory:
         it may be replaced while it is in use, but must not be written over or cut short.
 
+        Args:
+            path: the file.
+            float32_sums: for a SentencePiece model, round every sum of scores as the
+                `sentencepiece` library (0.2.3) does, for its ids on every text; several times
+                slower. By default scores are added exactly, and ids are that library's wherever
+                its rounding does not decide between two ways to cut the text. A compiled file
+                keeps what it was compiled from.
+
         Raises:
             OSError: the file cannot be read.
-            ValueError: it is damaged, or asks for something that is not supported.
+            ValueError: it is damaged, or asks for something that is not supported; or
+                `float32_sums` was asked for with another file than a SentencePiece model.
         """
         path = Path(path)
         try:
             if not is_compiled(path):
                 format = "sentencepiece" if path.suffix == ".model" else "json"
-                return cls(path.read_bytes(), format)
+                return cls(path.read_bytes(), format, float32_sums=float32_sums)
             tokenizer = cls.__new__(cls)
-            tokenizer._native = _tokenizer.Tokenizer(os.fsencode(path), "compiled file")
+            tokenizer._native = _tokenizer.Tokenizer(
+                os.fsencode(path), "compiled file", float32_sums=float32_sums
+            )
             tokenizer._named_tokens = {}
             tokenizer._compiled = True
             tokenizer._source = None
@@ -245,19 +262,19 @@ class Tokenizer:
         return hash((self.vocab_size, *self._native.special_ids))
 
     def __reduce__(self) -> tuple[Callable[..., "Tokenizer"], tuple[Any, ...]]:
-        """Pickles as the file's bytes."""
+        """Pickles as the file's bytes, and the options that it was loaded with."""
+        options: dict[str, Any] = {"named_tokens": self._named_tokens}
         if self._compiled:
             data, format = self._native.compile(self._native.note), "compiled"
         else:
             source = self._original()
             data, format = source.data, source.format
-        return _restore, (type(self), data, format, self._named_tokens)
+            options["float32_sums"] = self._native.float32_sums
+        return _restore, (type(self), data, format, options)
 
 
-def _restore(
-    cls: type[Tokenizer], data: bytes, format: str, named_tokens: dict[str, str]
-) -> Tokenizer:
-    return cls(data, format, named_tokens=named_tokens)
+def _restore(cls: type[Tokenizer], data: bytes, format: str, options: dict[str, Any]) -> Tokenizer:
+    return cls(data, format, **options)
 
 
 def _thread_count(requested: int | None) -> int:
