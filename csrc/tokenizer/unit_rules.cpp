@@ -35,6 +35,9 @@ uint16_t load_pair(const uint8_t* characters) {
 UnitRules::UnitRules(const Model& model) : codes_(model.codes) {
   const Specification& spec = model.spec;
   if (spec.single_precision_sums || (spec.prefix_mark && !spec.spaces_to_marks)) return;
+  // Else a row of unknown characters might be better than the piece that they spell, and how far
+  // the row goes would matter.
+  if (spec.unknown_score >= 0.0) return;
   if (!spec.byte_fallback) return;
   if (std::any_of(model.byte_ids.begin(), model.byte_ids.end(), [](int32_t id) { return id < 0; }))
     return;
@@ -61,9 +64,8 @@ UnitRules::UnitRules(const Model& model) : codes_(model.codes) {
     }
     if (piece.size() > 1) (literal ? literals : pieces).push_back(std::move(piece));
   }
-  for (const char32_t c : inside) {
-    if (!alone.contains(c)) return;
-  }
+  all_alone_ =
+      std::all_of(inside.begin(), inside.end(), [&](char32_t c) { return alone.contains(c); });
   // Text may be cut before "<" if that only begins pieces; then literals can be taken out.
   literals_apart_ = std::none_of(pieces.begin(), pieces.end(), [](const std::u32string& piece) {
     return piece.find(U'<', 1) != std::u32string::npos;
@@ -101,6 +103,7 @@ UnitRules::UnitRules(const Model& model) : codes_(model.codes) {
 template <class Self, class Archive>
 void UnitRules::transfer(Self& self, Archive& archive) {
   archive(self.usable_);
+  archive(self.all_alone_);
   archive(self.wide_alone_);
   archive(self.literals_apart_);
   archive(self.exact_scores_);

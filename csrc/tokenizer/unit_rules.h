@@ -20,8 +20,11 @@ class UnitRules {
   void write(CompiledWriter& writer) const;
 
   // False where the unit search would not be exact, or cannot be had: sums in single precision,
-  // scores that are no multiples of a power of two, a character that only occurs inside pieces.
+  // scores that are no multiples of a power of two.
   bool usable() const { return usable_; }
+
+  // Every character that occurs in a piece is one by itself. Else units may hold unknown ones.
+  bool all_alone() const { return all_alone_; }
 
   // Integer scores by id: score = cost / 2^k for one k, up to an error that cannot change which of
   // two different integer sums of a unit is the greater.
@@ -80,6 +83,7 @@ class UnitRules {
   void find_runs(const Model& model);
 
   bool usable_ = false;
+  bool all_alone_ = true;
   bool wide_alone_ = true;
   bool literals_apart_ = false;
   bool exact_scores_ = false;

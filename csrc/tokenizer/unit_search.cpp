@@ -213,14 +213,14 @@ void UnitSearch::append_unknown(char32_t c, Segment<Id>& segment) {
   if (is_surrogate(c)) throw LoneSurrogate();
   segment.sum = fold(segment) + model_.spec.unknown_score;
   uint8_t bytes[4];
-  const int length = encode_utf8(c, bytes);
+  const int length = encode_utf8(model_.normalize(c), bytes);
   for (int i = 0; i < length; ++i)
     segment.out.push(static_cast<uint32_t>(model_.byte_ids[bytes[i]]));
   segment.summed = segment.out.size();
 }
 
 // The ids of the best path through a unit, and their number; kTied if another path is as good and
-// rounding decides between them.
+// rounding decides between them, or if the path may need unknown characters.
 template <class Char, class Id>
 uint8_t UnitSearch::solve(const Char* unit, size_t length, Id* ids) const {
   struct Best {
@@ -235,6 +235,7 @@ uint8_t UnitSearch::solve(const Char* unit, size_t length, Id* ids) const {
   std::array<uint32_t, kLongestUnit> codes;
   for (size_t i = 0; i < length; ++i) {
     codes[i] = model_.codes[static_cast<char32_t>(unit[i])];
+    if (!rules_.all_alone() && !is_known(static_cast<char32_t>(unit[i]))) return UnitMemo::kTied;
     best[i + 1] = {kUnreached, 0, 1, true};
   }
   best[0] = {0, 0, 0, false};

@@ -64,8 +64,8 @@ class Tokenizer:
         Args:
             path: the file.
             float32_sums: for a SentencePiece model, round every sum of scores as the
-                `sentencepiece` library (0.2.3) does, for its ids on every text; several times
-                slower. By default scores are added exactly, and ids are that library's wherever
+                `sentencepiece` library (0.2.3) does, for its ids on every text; about half as
+                fast. By default scores are added exactly, and ids are that library's wherever
                 its rounding does not decide between two ways to cut the text. A compiled file
                 keeps what it was compiled from.
 
