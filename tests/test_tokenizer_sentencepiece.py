@@ -188,18 +188,22 @@ def test_a_model_and_the_tokenizer_json_made_from_it_agree() -> None:
     assert model.encode("<0x41>") != converted.encode("<0x41>", add_special_tokens=False)
 
 
-def test_the_option_is_kept_and_only_for_sentencepiece(name: str) -> None:
-    """Pickling keeps it; a tokenizer.json has no such sums."""
+def test_the_option_is_kept_and_only_for_sentencepiece(name: str, tmp_path: Path) -> None:
+    """Pickling and compiling keep it; other files are not asked for such sums."""
     path = model_path(name)
     texts = hard_texts(107)["runs"]
     for float32_sums in (False, True):
         ours = Tokenizer.from_file(path, float32_sums=float32_sums)
-        assert pickle.loads(pickle.dumps(ours)).encode_batch(texts) == ours.encode_batch(texts)
+        want = ours.encode_batch(texts)
+        assert pickle.loads(pickle.dumps(ours)).encode_batch(texts) == want
+        ours.save_compiled(tmp_path / "compiled")
+        assert Tokenizer.from_file(tmp_path / "compiled").encode_batch(texts) == want
     exact = Tokenizer.from_file(path).encode_batch(texts)
     assert exact != Tokenizer.from_file(path, float32_sums=True).encode_batch(texts)
     converted = model_path("trained").with_name("tokenizer.json")
-    with pytest.raises(ValueError, match=r"tokenizer\.json.*float32_sums"):
-        Tokenizer.from_file(converted, float32_sums=True)
+    for path in (converted, tmp_path / "compiled"):
+        with pytest.raises(ValueError, match="float32_sums is for SentencePiece"):
+            Tokenizer.from_file(path, float32_sums=True)
 
 
 def test_decoding_gives_sentencepieces_text(both: Both) -> None:
