@@ -36,6 +36,26 @@ class Tokenizer:
         encode_special_tokens: bool,
         num_threads: int,
     ) -> tuple[npt.NDArray[np.uint16] | npt.NDArray[np.uint32], npt.NDArray[np.int64]]: ...
+    def encode_with_spans(
+        self,
+        text: str,
+        pair: str | None,
+        add_special_tokens: bool,
+        encode_special_tokens: bool,
+        in_bytes: bool,
+    ) -> tuple[list[int], list[tuple[int, int]]]: ...
+    def encode_ragged_with_spans(
+        self,
+        texts: Iterable[str],
+        add_special_tokens: bool,
+        encode_special_tokens: bool,
+        num_threads: int,
+        in_bytes: bool,
+    ) -> tuple[
+        npt.NDArray[np.uint16] | npt.NDArray[np.uint32],
+        npt.NDArray[np.int64],
+        npt.NDArray[np.int64],
+    ]: ...
     def decode(
         self, ids: Sequence[int] | npt.NDArray[np.integer], skip_special_tokens: bool
     ) -> str: ...

@@ -13,6 +13,7 @@
 #include "tokenizer/python_ids.h"
 #include "tokenizer/python_lock.h"
 #include "tokenizer/python_text.h"
+#include "tokenizer/spans.h"
 #include "tokenizer/tokenizer.h"
 
 namespace py = pybind11;
@@ -131,6 +132,50 @@ class PyTokenizer {
     });
   }
 
+  py::tuple encode_with_spans(const py::object& text, const py::object& pair, bool add_special,
+                              bool encode_special, bool in_bytes) {
+    const Text first = text_of(text.ptr(), "text");
+    Text second;
+    if (!pair.is_none()) second = text_of(pair.ptr(), "pair");
+    const Text* const other = pair.is_none() ? nullptr : &second;
+    return with_ids([&](auto id) -> py::tuple {
+      IdBuffer<decltype(id)> ids;
+      std::vector<Span> spans;
+      {
+        const Unlocked unlocked(first.size + second.size);
+        const EncodeOptions options{add_special, encode_special};
+        tokenizer_->encode(first, other, options, ids);
+        spans.resize(ids.size());
+        find_spans(tokenizer_->model(), first, other, options, unit_of(in_bytes), ids.data(),
+                   ids.size(), spans.data());
+      }
+      py::list pairs(spans.size());
+      for (size_t i = 0; i < spans.size(); ++i) {
+        PyList_SET_ITEM(pairs.ptr(), static_cast<Py_ssize_t>(i),
+                        py::make_tuple(spans[i].begin, spans[i].end).release().ptr());
+      }
+      return py::make_tuple(lists_->list_of(ids.data(), ids.size()), pairs);
+    });
+  }
+
+  py::tuple encode_ragged_with_spans(const py::object& sequence, bool add_special,
+                                     bool encode_special, size_t num_threads, bool in_bytes) {
+    const Texts texts(sequence);  // the same str objects for both steps, whatever `sequence` is
+    const py::tuple encoded = encode_ragged(texts.owner, add_special, encode_special, num_threads);
+    return with_ids([&](auto id) -> py::tuple {
+      const auto ids = encoded[0].cast<py::array_t<decltype(id)>>();
+      const auto offsets = encoded[1].cast<py::array_t<int64_t>>();
+      py::array_t<int64_t> spans({ids.size(), py::ssize_t{2}});
+      auto* const out = reinterpret_cast<Span*>(spans.mutable_data());
+      {
+        const Unlocked unlocked(texts.work);
+        find_spans_of_batch(tokenizer_->model(), texts.views, {add_special, encode_special},
+                            unit_of(in_bytes), num_threads, ids.data(), offsets.data(), out);
+      }
+      return py::make_tuple(ids, offsets, spans);
+    });
+  }
+
   py::str decode(const py::object& ids, bool skip_special) const {
     const std::vector<int64_t> values = ids_of(ids);
     std::string text;
@@ -218,6 +263,10 @@ class PyTokenizer {
   std::shared_ptr<Tokenizer> shared() const { return tokenizer_; }
 
  private:
+  static SpanUnit unit_of(bool in_bytes) {
+    return in_bytes ? SpanUnit::kBytes : SpanUnit::kCharacters;
+  }
+
   // Calls `action` with a value of the type that ids have here.
   template <class Action>
   std::invoke_result_t<Action, uint16_t> with_ids(const Action& action) const {
@@ -270,6 +319,11 @@ PYBIND11_MODULE(_tokenizer, m) {
            py::arg("add_special_tokens"), py::arg("encode_special_tokens"), py::arg("num_threads"))
       .def("encode_ragged", &PyTokenizer::encode_ragged, py::arg("texts"),
            py::arg("add_special_tokens"), py::arg("encode_special_tokens"), py::arg("num_threads"))
+      .def("encode_with_spans", &PyTokenizer::encode_with_spans, py::arg("text"), py::arg("pair"),
+           py::arg("add_special_tokens"), py::arg("encode_special_tokens"), py::arg("in_bytes"))
+      .def("encode_ragged_with_spans", &PyTokenizer::encode_ragged_with_spans, py::arg("texts"),
+           py::arg("add_special_tokens"), py::arg("encode_special_tokens"), py::arg("num_threads"),
+           py::arg("in_bytes"))
       .def("decode", &PyTokenizer::decode, py::arg("ids"), py::arg("skip_special_tokens"))
       .def("decode_batch", &PyTokenizer::decode_batch, py::arg("sequences"),
            py::arg("skip_special_tokens"))

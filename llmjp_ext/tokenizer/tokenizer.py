@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from llmjp_ext.integrations.tokenizer import PreTrainedTokenizerFast
 
 Ids = Sequence[int] | npt.NDArray[np.integer]
+SpanUnit = Literal["characters", "bytes"]
 
 
 class Tokenizer:
@@ -186,6 +187,71 @@ class Tokenizer:
         threads = _thread_count(num_threads)
         return self._native.encode_ragged(texts, add_special_tokens, encode_special_tokens, threads)
 
+    def encode_with_spans(
+        self,
+        text: str,
+        pair: str | None = None,
+        add_special_tokens: bool = True,
+        encode_special_tokens: bool = False,
+        unit: SpanUnit = "characters",
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """encode(), and where in the text each id comes from.
+
+        The spans are those that the tokenizer's own library calls offsets. An id that the template
+        adds has (0, 0). The "▁" before a segment has no characters, and a "▁" of the text has those
+        of its space. With a tokenizer.json every byte piece of a run of unknown characters has the
+        whole run; with a SentencePiece model the last byte of a character has that character, and
+        the bytes before it nothing.
+
+        Args:
+            text: any str without lone surrogates.
+            pair: a second text; spans of its ids are spans in it.
+            add_special_tokens: as in encode().
+            encode_special_tokens: as in encode().
+            unit: "characters", so that text[begin:end] is what an id covers, or "bytes" of the text
+                as UTF-8.
+
+        Returns:
+            ids: what encode() gives.
+            spans: (begin, end) of each.
+
+        Raises:
+            TypeError: `text` or `pair` is not a str, or has a lone surrogate.
+            ValueError: `unit` is something else.
+        """
+        return self._native.encode_with_spans(
+            text, pair, add_special_tokens, encode_special_tokens, _in_bytes(unit)
+        )
+
+    def encode_ragged_with_spans(
+        self,
+        texts: Iterable[str],
+        add_special_tokens: bool = True,
+        encode_special_tokens: bool = False,
+        num_threads: int | None = None,
+        unit: SpanUnit = "characters",
+    ) -> tuple[
+        npt.NDArray[np.uint16] | npt.NDArray[np.uint32],
+        npt.NDArray[np.int64],
+        npt.NDArray[np.int64],
+    ]:
+        """encode_ragged(), and where in its text each id comes from.
+
+        Returns:
+            ids: [total], as encode_ragged().
+            offsets: [len(texts) + 1], int64, as encode_ragged().
+            spans: [total, 2], int64; begin and end of each id in its own text, as
+                encode_with_spans() gives them.
+
+        Raises:
+            As encode_batch(); ValueError: `unit` is something else.
+        """
+        in_bytes = _in_bytes(unit)
+        threads = _thread_count(num_threads)
+        return self._native.encode_ragged_with_spans(
+            texts, add_special_tokens, encode_special_tokens, threads, in_bytes
+        )
+
     def decode(self, ids: Ids, skip_special_tokens: bool = True) -> str:
         """Text of ids. Those that nothing has are dropped.
 
@@ -275,6 +341,12 @@ class Tokenizer:
 
 def _restore(cls: type[Tokenizer], data: bytes, format: str, options: dict[str, Any]) -> Tokenizer:
     return cls(data, format, **options)
+
+
+def _in_bytes(unit: SpanUnit) -> bool:
+    if unit not in ("characters", "bytes"):
+        raise ValueError(f'unit must be "characters" or "bytes", got {unit!r}')
+    return unit == "bytes"
 
 
 def _thread_count(requested: int | None) -> int:
