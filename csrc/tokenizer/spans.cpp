@@ -183,14 +183,6 @@ class Walk {
   int64_t bytes_ = 0;   // so many bytes
 };
 
-template <class Char, class Id>
-size_t walk(const Model& model, const Text& text, const EncodeOptions& options, SpanUnit unit,
-            const Id* ids, const Id* end, Span* spans) {
-  return Walk<Char, Id>(model, options, unit, static_cast<const Char*>(text.data), text.size, ids,
-                        end, spans)
-      .run();
-}
-
 }  // namespace
 
 template <class Id>
@@ -206,10 +198,9 @@ void find_spans(const Model& model, const Text& text, const Text* second,
       continue;
     }
     const Text& part = item.kind == TemplateItem::Kind::kFirst ? text : *second;
-    const size_t walked =
-        part.width == 1   ? walk<uint8_t>(model, part, options, unit, ids, end, spans)
-        : part.width == 2 ? walk<char16_t>(model, part, options, unit, ids, end, spans)
-                          : walk<char32_t>(model, part, options, unit, ids, end, spans);
+    const size_t walked = with_characters(part, [&](const auto* characters) {
+      return Walk(model, options, unit, characters, part.size, ids, end, spans).run();
+    });
     ids += walked;
     spans += walked;
   }
