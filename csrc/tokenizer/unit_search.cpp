@@ -30,6 +30,7 @@ template <class Char, class Id>
 void UnitSearch::run(const Char* text, size_t size, bool prefix, IdBuffer<Id>& out) {
   if (size == 0 && !prefix) return;
   memo_.allocate();
+  long_memo_.allocate();
   Segment<Id> segment{out, 0.0, out.size()};
   if constexpr (sizeof(Char) == 4) {
     run_wide(text, size, prefix, segment);
@@ -83,16 +84,34 @@ void UnitSearch::run_between_literals(const Char* text, size_t size, bool prefix
 
 template <class Char, class Id>
 void UnitSearch::run_units(const Char* text, size_t size, bool prefix, Segment<Id>& segment) {
+  constexpr size_t kReadable = 16 / sizeof(Char);  // characters that a key is read from
+  if (size <= kShortText) {
+    // A copy can be read beyond its end, and has the "▁" where any other character is.
+    auto& copy = copies_.get<Char>();
+    copy[0] = Char{' '};
+    const size_t mark = prefix ? 1 : 0;
+    std::copy_n(text, size, copy.data() + mark);
+    return run_readable(copy.data(), size + mark, 0, size + mark, segment);
+  }
+  const size_t begin = prefix ? run_first(text, size, segment) : 0;
+  run_readable(text, size, begin, size - kReadable, segment);
+}
+
+// The units of text[begin, size). Keys may be read where they begin at or before `last_readable`.
+template <class Char, class Id>
+void UnitSearch::run_readable(const Char* text, size_t size, size_t begin, size_t last_readable,
+                              Segment<Id>& segment) {
   constexpr size_t kKeyLength = UnitMemo::kKeyBytes / sizeof(Char);
   constexpr size_t kMostIds = UnitMemo::kIdBytes / sizeof(Id);
-  size_t begin = prefix ? run_first(text, size, segment) : 0;
+  constexpr size_t kReadable = 16 / sizeof(Char);
   if (begin == size) return;
   IdBuffer<Id>& out = segment.out;
-  // A copy of the text's end, from which keys can be read without reading beyond the text.
-  constexpr size_t kTail = 16 / sizeof(Char);
-  std::array<Char, 2 * kTail> tail{};
-  const size_t in_text = size - std::min(size, kTail);
-  std::copy_n(text + in_text, size - in_text, tail.data());
+  std::array<Char, 2 * kReadable> tail{};  // a copy of what is not readable in its place
+  std::copy_n(text + last_readable, size - last_readable, tail.data());
+  const auto key_at = [&](size_t from, size_t length) {
+    return UnitMemo::key(from <= last_readable ? text + from : tail.data() + (from - last_readable),
+                         length);
+  };
   for (size_t block = begin + 1;; block += kBlock) {
     const size_t count = std::min(kBlock, size - block);
     uint64_t ends = cuts_.find(text, block, count);
@@ -103,10 +122,30 @@ void UnitSearch::run_units(const Char* text, size_t size, bool prefix, Segment<I
       const size_t end = block + static_cast<size_t>(std::countr_zero(ends));
       const Char* const unit = text + begin;
       const size_t length = end - begin;
-      const Char* const characters = begin + kTail <= size ? unit : tail.data() + (begin - in_text);
+      const size_t unit_begin = begin;
       begin = end;
-      if (length <= kKeyLength && !(unit[0] == Char{' '} && length > 2 && unit[1] == Char{' '})) {
-        const UnitMemo::Entry* const entry = memo_.find(UnitMemo::key(characters, length));
+      // The order of conditions is that of how well processors guess them.
+      if (unit[0] == Char{' '} && length > 2 && unit[1] == Char{' '}) {
+        size_t spaces = 2;
+        while (spaces < length && unit[spaces] == Char{' '}) ++spaces;
+        const size_t left_out = spaces - 2;
+        if (spaces < run_ids_.size() && length - left_out <= kKeyLength) {
+          if (spaces == length) {
+            *ids++ = static_cast<Id>(run_ids_[spaces]);
+            continue;
+          }
+          const UnitMemo::Entry* const entry =
+              memo_.find(key_at(unit_begin + left_out, length - left_out));
+          if (entry != nullptr && entry->count <= kMostIds &&
+              static_cast<char32_t>(unit[spaces]) != kSpaceMark) {
+            entry->copy_ids(ids);
+            ids[0] = with_spaces(ids[0], left_out);
+            ids += entry->count;
+            continue;
+          }
+        }
+      } else if (length <= kKeyLength) {
+        const UnitMemo::Entry* const entry = memo_.find(key_at(unit_begin, length));
         if (entry != nullptr && entry->count <= kMostIds) {
           entry->copy_ids(ids);
           ids += entry->count;
@@ -157,15 +196,14 @@ void UnitSearch::append_unit(const Char* unit, size_t length, Segment<Id>& segme
   if (length == 1 && !is_known(c)) return append_unknown(c, segment);
   size_t spaces = 0;
   while (spaces < length && unit[spaces] == Char{' '}) ++spaces;
-  const std::vector<uint32_t>& runs = rules_.run_ids();
-  if (spaces > 2 && spaces < runs.size()) {
-    if (spaces == length) return out.push(runs[spaces]);
+  if (spaces > 2 && spaces < run_ids_.size()) {
+    if (spaces == length) return out.push(run_ids_[spaces]);
     if (static_cast<char32_t>(unit[spaces]) != kSpaceMark) {
       const size_t at = out.size();
       const size_t left_out = spaces - 2;
       if (!append_exact(unit + left_out, length - left_out, out))
         return search_plainly(unit, length, false, segment);
-      out[at] = static_cast<Id>(runs[(out[at] == runs[2] ? 2 : 1) + left_out]);
+      out[at] = with_spaces(out[at], left_out);
       return;
     }
   }
@@ -176,34 +214,32 @@ void UnitSearch::append_unit(const Char* unit, size_t length, Segment<Id>& segme
 template <class Char, class Id>
 bool UnitSearch::append_exact(const Char* unit, size_t length, IdBuffer<Id>& out) {
   if (length > kLongestUnit) return false;
-  Id* const ids = out.reserve(kBlockIds);
-  UnitMemo::Key key{};
-  bool keyed = true;
   if (length * sizeof(Char) <= UnitMemo::kKeyBytes) {
     std::array<Char, 16 / sizeof(Char)> characters{};
-    std::memcpy(characters.data(), unit, length * sizeof(Char));
-    key = UnitMemo::key(characters.data(), length);
+    std::copy_n(unit, length, characters.data());
+    return append_through(memo_, UnitMemo::key(characters.data(), length), unit, length, out);
+  }
+  if (length * sizeof(Char) <= LongUnitMemo::kKeyBytes)
+    return append_through(long_memo_, LongUnitMemo::key(unit, length), unit, length, out);
+  const uint8_t count = solve(unit, length, out.reserve(kBlockIds));
+  if (count == kTied) return false;
+  out.commit(count);
+  return true;
+}
+
+template <class Memo, class Char, class Id>
+bool UnitSearch::append_through(Memo& memo, const typename Memo::Key& key, const Char* unit,
+                                size_t length, IdBuffer<Id>& out) {
+  Id* const ids = out.reserve(kBlockIds);
+  uint8_t count;
+  if (const typename Memo::Entry* const entry = memo.find(key); entry != nullptr) {
+    count = static_cast<uint8_t>(entry->count);
+    if (count != kTied) entry->copy_ids(ids);
   } else {
-    std::array<uint8_t, 16> characters{};
-    keyed = length <= UnitMemo::kKeyBytes;
-    for (size_t i = 0; keyed && i < length; ++i) {
-      keyed = unit[i] <= 0xFF;
-      characters[i] = static_cast<uint8_t>(unit[i]);
-    }
-    if (keyed) key = UnitMemo::key(characters.data(), length);
+    count = solve(unit, length, ids);
+    if (count == kTied || count <= Memo::kIdBytes / sizeof(Id)) memo.insert(key, ids, count);
   }
-  if (keyed) {
-    if (const UnitMemo::Entry* const entry = memo_.find(key); entry != nullptr) {
-      if (entry->count == UnitMemo::kTied) return false;
-      entry->copy_ids(ids);
-      out.commit(entry->count);
-      return true;
-    }
-  }
-  const uint8_t count = solve(unit, length, ids);
-  if (keyed && (count == UnitMemo::kTied || count <= UnitMemo::kIdBytes / sizeof(Id)))
-    memo_.insert(key, ids, count);
-  if (count == UnitMemo::kTied) return false;
+  if (count == kTied) return false;
   out.commit(count);
   return true;
 }
@@ -262,7 +298,7 @@ uint8_t UnitSearch::solve(const Char* unit, size_t length, Id* ids) const {
   }
   size_t count = 0;
   for (size_t i = length; i > 0; i -= best[i].length, ++count) {
-    if (best[i].tied) return UnitMemo::kTied;
+    if (best[i].tied) return kTied;
     ids[count] = static_cast<Id>(best[i].id);
   }
   std::reverse(ids, ids + count);

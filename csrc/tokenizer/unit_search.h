@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <cstring>
 #include <string>
+#include <vector>
 
 #include "tokenizer/id_buffer.h"
 #include "tokenizer/model.h"
@@ -30,8 +31,10 @@ class UnitSearch {
       : model_(model),
         rules_(rules),
         sequential_(sequential),
+        run_ids_(rules.run_ids()),
         cuts_(rules, instructions),
-        memo_(memo_bits) {}
+        memo_(memo_bits),
+        long_memo_(std::min(memo_bits, kLongMemoBits)) {}
 
   // Appends the ids of a segment, with "▁" before it if `prefix`. Its text holds no added token
   // that is looked for in raw text. rules.usable(). Throws LoneSurrogate.
@@ -41,8 +44,26 @@ class UnitSearch {
  private:
   static constexpr size_t kLongestUnit = UnitRules::kLongestUnit;
   static constexpr size_t kBlock = 64;  // characters
+  static constexpr size_t kShortText = 255;
+  static constexpr int kLongMemoBits = 12;  // 256 KB
+  static constexpr uint8_t kTied = UnitMemo::kTied;
   // Ids of a block, of the unit that reaches into it, and what a memo entry writes beyond its own.
   static constexpr size_t kBlockIds = kBlock + kLongestUnit + 16;
+
+  // Of a short text, "▁" in front and a key's width behind.
+  struct Copies {
+    std::array<uint8_t, 1 + kShortText + 16> narrow{};
+    std::array<char16_t, 1 + kShortText + 16> wide{};
+
+    template <class Char>
+    auto& get() {
+      if constexpr (sizeof(Char) == 1) {
+        return narrow;
+      } else {
+        return wide;
+      }
+    }
+  };
 
   // A segment on its way.
   template <class Id>
@@ -75,12 +96,23 @@ class UnitSearch {
   template <class Char, class Id>
   void run_units(const Char* text, size_t size, bool prefix, Segment<Id>& segment);
   template <class Char, class Id>
+  void run_readable(const Char* text, size_t size, size_t begin, size_t last_readable,
+                    Segment<Id>& segment);
+  template <class Char, class Id>
   size_t run_first(const Char* text, size_t size, Segment<Id>& segment);
 
   template <class Char, class Id>
   void append_unit(const Char* unit, size_t length, Segment<Id>& segment);
   template <class Char, class Id>
   bool append_exact(const Char* unit, size_t length, IdBuffer<Id>& out);
+  template <class Memo, class Char, class Id>
+  bool append_through(Memo& memo, const typename Memo::Key& key, const Char* unit, size_t length,
+                      IdBuffer<Id>& out);
+  // The first id of a unit that begins with two spaces, if there are `more` of them.
+  template <class Id>
+  Id with_spaces(Id first, size_t more) const {
+    return static_cast<Id>(run_ids_[(first == run_ids_[2] ? 2 : 1) + more]);
+  }
   // A piece of its own. (A character may have a code because a piece holds it that is never met.)
   bool is_known(char32_t c) const {
     const int32_t node = model_.trie.step(Trie::kRoot, model_.codes[c]);
@@ -94,8 +126,11 @@ class UnitSearch {
   const Model& model_;
   const UnitRules& rules_;
   SequentialSearch& sequential_;
+  const std::vector<uint32_t>& run_ids_;
   UnitCuts cuts_;
   UnitMemo memo_;
+  LongUnitMemo long_memo_;
+  Copies copies_;
   std::u16string narrowed_;
 };
 
