@@ -3,7 +3,14 @@
 #include <cstring>
 
 #ifdef __x86_64__
+// GCC 12's own header passes a register on purpose that it has not set.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#ifndef __clang__
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
 namespace llmjp::tokenizer {
