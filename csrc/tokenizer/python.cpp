@@ -216,6 +216,15 @@ class PyTokenizer {
     return py::str(token.data(), token.size());
   }
 
+  py::dict get_vocab() const {
+    const Specification& spec = tokenizer_->model().spec;
+    py::dict ids;
+    for (size_t id = 0; id < spec.pieces.size(); ++id)
+      ids[py::str(spec.pieces[id].data(), spec.pieces[id].size())] = id;
+    for (const AddedToken& token : spec.added) ids[str_of(token.content)] = token.id;
+    return ids;
+  }
+
   std::string_view isa() const { return host::name(tokenizer_->instructions()); }
 
   double score(int64_t id) const {
@@ -329,6 +338,7 @@ PYBIND11_MODULE(_tokenizer, m) {
            py::arg("skip_special_tokens"))
       .def("token_to_id", &PyTokenizer::token_to_id, py::arg("token"))
       .def("id_to_token", &PyTokenizer::id_to_token, py::arg("id"))
+      .def("get_vocab", &PyTokenizer::get_vocab)
       .def("compile", &PyTokenizer::compile, py::arg("note"))
       .def_property_readonly("note", &PyTokenizer::note)
       .def("score", &PyTokenizer::score, py::arg("id"))

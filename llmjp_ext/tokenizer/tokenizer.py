@@ -1,7 +1,7 @@
 """The public tokenizer: a thin layer over the compiled module, which does the work."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 from llmjp_ext import _tokenizer
 from llmjp_ext.tokenizer.decode_stream import DecodeStream
+from llmjp_ext.tokenizer.hub import model_folder
+from llmjp_ext.tokenizer.iterators import CHUNK_CHARACTERS, encode_chunks, lines_of
 from llmjp_ext.tokenizer.source import Source, is_compiled, named_tokens, write_atomically
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 Ids = Sequence[int] | npt.NDArray[np.integer]
 SpanUnit = Literal["characters", "bytes"]
+RaggedIds = tuple[npt.NDArray[np.uint16] | npt.NDArray[np.uint32], npt.NDArray[np.int64]]
 
 
 class Tokenizer:
@@ -92,16 +95,31 @@ class Tokenizer:
             raise ValueError(f"{path}: {error}") from None
 
     @classmethod
-    def from_pretrained(cls, directory: str | os.PathLike[str]) -> "Tokenizer":
-        """Loads `tokenizer.json` of a model directory, and the names of its special tokens.
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+    ) -> "Tokenizer":
+        """Loads `tokenizer.json` of a model, and the names of its special tokens.
+
+        Args:
+            name: a model folder, or "organisation/model" of the Hugging Face Hub where there is no
+                folder of that name; that needs the package huggingface_hub.
+            revision: of a Hub model: branch, tag or commit; None for its main branch.
+            cache_dir: where its files are kept; None for the Hub library's own place.
+            local_files_only: use no network, only files that were downloaded before.
 
         Raises:
-            OSError: the directory holds no tokenizer.json, or it cannot be read.
+            OSError: there is no tokenizer.json, or it cannot be read.
             ValueError: a file is damaged, or asks for something that is not supported.
+            ImportError: a Hub model without huggingface_hub.
         """
-        directory = Path(directory)
-        tokenizer = cls.from_file(directory / "tokenizer.json")
-        tokenizer._named_tokens.update(named_tokens(directory / "tokenizer_config.json"))
+        folder = model_folder(name, revision, cache_dir, local_files_only)
+        tokenizer = cls.from_file(folder / "tokenizer.json")
+        tokenizer._named_tokens.update(named_tokens(folder / "tokenizer_config.json"))
         return tokenizer
 
     def save_compiled(self, path: str | os.PathLike[str]) -> None:
@@ -252,6 +270,108 @@ class Tokenizer:
             texts, add_special_tokens, encode_special_tokens, threads, in_bytes
         )
 
+    def encode_iter(
+        self,
+        texts: Iterable[str],
+        add_special_tokens: bool = True,
+        encode_special_tokens: bool = False,
+        num_threads: int | None = None,
+        *,
+        chunk_characters: int = CHUNK_CHARACTERS,
+    ) -> Iterator[list[int]]:
+        """encode() of texts as they come: a list of ids for each, in order.
+
+        As encode_ragged_iter(), which makes no Python object per token, in all else.
+        """
+        threads = _thread_count(num_threads)
+        chunks = encode_chunks(
+            lambda chunk: self._native.encode_batch(
+                chunk, add_special_tokens, encode_special_tokens, threads
+            ),
+            texts,
+            chunk_characters,
+            threads > 1,
+        )
+        return (ids for chunk in chunks for ids in chunk)
+
+    def encode_ragged_iter(
+        self,
+        texts: Iterable[str],
+        add_special_tokens: bool = True,
+        encode_special_tokens: bool = False,
+        num_threads: int | None = None,
+        *,
+        chunk_characters: int = CHUNK_CHARACTERS,
+    ) -> Iterator[RaggedIds]:
+        """encode_ragged() of texts as they come, in chunks of several texts, in order.
+
+        No more is held in memory than two chunks of texts and three of ids; a chunk has
+        `chunk_characters` characters and at most one text more. `texts` is read on the calling
+        thread; with several threads a chunk is encoded while the next one is gathered and the one
+        before is used.
+
+        Args:
+            texts: any iterable of str, such as a generator.
+            add_special_tokens: as in encode().
+            encode_special_tokens: as in encode().
+            num_threads: as in encode_batch(); 1 starts no other thread.
+            chunk_characters: size of a chunk; 1 makes each text a chunk.
+
+        Yields:
+            ids: [total] of the chunk, as encode_ragged().
+            offsets: [texts of the chunk + 1], int64.
+
+        Raises:
+            TypeError: an item is not a str or has a lone surrogate; the message has its index. What
+                `texts` raises goes through. Either way all texts before come out first.
+            ValueError: `num_threads` or `chunk_characters` is below 1.
+        """
+        threads = _thread_count(num_threads)
+        return encode_chunks(
+            lambda chunk: self._native.encode_ragged(
+                chunk, add_special_tokens, encode_special_tokens, threads
+            ),
+            texts,
+            chunk_characters,
+            threads > 1,
+        )
+
+    def encode_file(
+        self,
+        path: str | os.PathLike[str],
+        add_special_tokens: bool = True,
+        encode_special_tokens: bool = False,
+        num_threads: int | None = None,
+        *,
+        keep_newlines: bool = False,
+        chunk_characters: int = CHUNK_CHARACTERS,
+    ) -> Iterator[RaggedIds]:
+        """encode_ragged_iter() of the lines of a UTF-8 text file, gzipped if named `*.gz`.
+
+        The file is opened with the first chunk, and closed with the last one, an error, or the
+        iterator. A line ends at "\\n" alone, and a "\\r" before it stays.
+
+        Args:
+            path: the file.
+            add_special_tokens: as in encode(); each line is a text.
+            encode_special_tokens: as in encode().
+            num_threads: as in encode_batch().
+            keep_newlines: leave the "\\n" at the end of each line.
+            chunk_characters: as in encode_ragged_iter(). A longer line is a chunk of its own.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: a line is not valid UTF-8; the message names file and line, and all lines
+                before come out first. Or as in encode_ragged_iter().
+        """
+        return self.encode_ragged_iter(
+            lines_of(Path(path), keep_newlines),
+            add_special_tokens,
+            encode_special_tokens,
+            num_threads,
+            chunk_characters=chunk_characters,
+        )
+
     def decode(self, ids: Ids, skip_special_tokens: bool = True) -> str:
         """Text of ids. Those that nothing has are dropped.
 
@@ -286,6 +406,10 @@ class Tokenizer:
         """The piece or added token of an id, or None."""
         return self._native.id_to_token(id)
 
+    def get_vocab(self) -> dict[str, int]:
+        """Ids by token: all pieces and added tokens."""
+        return self._native.get_vocab()
+
     def to_hf(self) -> "PreTrainedTokenizerFast":
         """A Transformers fast tokenizer of the same ids, for code that wants one.
 
@@ -316,6 +440,17 @@ class Tokenizer:
     def __len__(self) -> int:
         """Same as vocab_size."""
         return self.vocab_size
+
+    def __contains__(self, token: object) -> bool:
+        """Whether `token` is a piece or added token."""
+        return isinstance(token, str) and self.token_to_id(token) is not None
+
+    def __repr__(self) -> str:
+        """Size, special tokens, and what the tokenizer was made from."""
+        special = len(self._native.special_ids)
+        made_from = {"json": "a tokenizer.json", "sentencepiece": "a SentencePiece model"}
+        what = "a compiled file" if self._compiled else made_from[self._original().format]
+        return f"Tokenizer({self.vocab_size} ids, {special} of them special, from {what})"
 
     def __eq__(self, other: object) -> bool:
         """Whether both give the same ids and text for everything."""
