@@ -1,10 +1,19 @@
 """What the tests of `llmjp tokenize` share: inputs, runs of the command, and datasets read back."""
 
+import itertools
 import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from llmjp import cli
+from llmjp.data import output, segments
 from llmjp.data.indexed import IndexedDataset
+from llmjp.data.journal import Journal
 from llmjp_ext import Tokenizer
 from tokenizer_oracle import trained_directory
 
@@ -39,3 +48,38 @@ def files_below(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Runs something in a process of its own; its exit code, or the signal's number below zero."""
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join(60)
+    assert child.exitcode is not None, "the process does not end"
+    return child.exitcode
+
+
+@contextmanager
+def counted(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> Iterator[None]:
+    """Calls `act` with 1, 2, ... before everything that changes a run's files."""
+    count = itertools.count(1)
+
+    def wrap(owner: object, name: str) -> None:
+        function = getattr(owner, name)
+
+        def wrapped(*arguments: object, **named: object) -> object:
+            act(next(count))
+            return function(*arguments, **named)
+
+        patch.setattr(owner, name, wrapped)
+
+    with monkeypatch.context() as patch:
+        wrap(Journal, "append")
+        wrap(segments._Growing, "write")
+        wrap(output, "_copy")
+        wrap(output, "write_index")
+        wrap(output.shutil, "rmtree")
+        wrap(os, "fsync")
+        for name in ("unlink", "replace", "rename"):
+            wrap(Path, name)
+        yield

@@ -30,7 +30,7 @@ class InputFile:
         format: one of FORMATS.
         compression: "gzip", "zstd", or "" for none.
         size: bytes on disk; 0 for a pipe.
-        modified_ns: time of its last change, in nanoseconds since 1970.
+        modified_ns: time of its last change, in nanoseconds since 1970; 0 for a pipe.
         regular: a file that can be read again from anywhere; a pipe cannot.
     """
 
@@ -115,5 +115,5 @@ def _described(path: Path, format: str | None) -> InputFile:
         raise UserError(f"{path} may not be read")
     status = path.stat()
     regular = stat.S_ISREG(status.st_mode)
-    size = status.st_size if regular else 0
-    return InputFile(path, told[0], told[1], size, status.st_mtime_ns, regular)
+    size, modified_ns = (status.st_size, status.st_mtime_ns) if regular else (0, 0)
+    return InputFile(path, told[0], told[1], size, modified_ns, regular)

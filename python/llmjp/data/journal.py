@@ -41,7 +41,7 @@ class Journal:
             rest = line
             while rest:  # a write may take less than all of it
                 rest = rest[self._stream.write(rest) :]
-        except OSError:
+        except BaseException:
             self._stream.truncate(
                 length
             )  # what is added later must not stand behind a damaged line

@@ -52,7 +52,7 @@ class Appended:
         task, number: of the segment that comes next.
         resume: where its task goes on; see Segment.
         sizes: bytes of bin, sizes and skipped.
-        documents, tokens, empty, input_bytes, rejected: sums over segments.
+        documents, tokens, empty, input_bytes, text_bytes, rejected: sums over segments.
         file, lines: the last input that was read, and how many of its lines.
     """
 
@@ -64,6 +64,7 @@ class Appended:
     tokens: int = 0
     empty: int = 0
     input_bytes: int = 0
+    text_bytes: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     file: int = -1
     lines: int = 0
@@ -116,7 +117,7 @@ class Output:
         self._appended: list[Segment] = []  # since the last record of it
         self._recorded_at = time.monotonic()
         if dataset_exists(self.prefix) and not overwrite and not self.folder.exists():
-            raise UserError(f"{self.prefix}.bin or .idx exists already; --overwrite replaces it")
+            raise _exists(self.prefix)
         self._new_folders = _make_folders(self.folder)
         self._lock = _locked(self.folder)
         try:
@@ -133,9 +134,9 @@ class Output:
                 self._journal.clear()
                 self._journal.append(header)
             if dataset_exists(self.prefix) and not overwrite and not self.complete:
-                raise UserError(
-                    f"{self.prefix}.bin or .idx exists already; --overwrite replaces it"
-                )
+                if not self.resumed:  # what a killed run left when it had done all but tidying up
+                    self.discard()
+                raise _exists(self.prefix)
             self._take_up(records[1:])
         except BaseException:
             self._close()
@@ -153,7 +154,8 @@ class Output:
                 raise UserError(f"{path} has changed since the run was begun: {then}")
         for name in {**old, **new}:
             if old.get(name) != new.get(name):
-                raise UserError(f"{_WORDS.get(name, name)} not the same: {then}")
+                words = _WORDS.get(name, f"{name} is")
+                raise UserError(f"{words} not the same as when the run was begun: {then}")
         for file in self._files:
             if not file.regular:
                 raise UserError(f"{file.path} is a pipe, which cannot be read again: {then}")
@@ -239,31 +241,33 @@ class Output:
         self._append_in_order()
 
     def _append_in_order(self) -> None:
-        total = self.total
-        while segment := self._waiting.get((total.task, total.number)):
+        while segment := self._waiting.get((self.total.task, self.total.number)):
             if segment.failure is not None:
                 raise UserError(self._failure(segment))
-            for index, part in enumerate(PARTS):
-                if size := segment.sizes_on_disk[index]:
-                    self._append(segment, part, size)
-            self._count(segment)
-            del self._waiting[segment.task, segment.number]
-            self._appended.append(segment)
+            sizes = [
+                size + self._append(segment, part)
+                for part, size in zip(PARTS, self.total.sizes, strict=True)
+            ]
+            # At once: an interruption leaves either state, and bytes beyond it are cut off later.
+            self.total = self._with(segment, sizes)
+            self._appended.append(self._waiting.pop((segment.task, segment.number)))
         if time.monotonic() - self._recorded_at > _SYNCHRONISE_SECONDS:
             self._record()
 
-    def _append(self, segment: Segment, part: str, size: int) -> None:
-        index = PARTS.index(part)
+    def _append(self, segment: Segment, part: str) -> int:
+        """Appends one of a segment's files; gives the number of bytes."""
+        size = segment.sizes_on_disk[PARTS.index(part)]
+        if size == 0:
+            return 0
         stream = self._streams[part]
         with segment.file(self.folder, part).open("rb", buffering=0) as source:
             if part == REJECTED:
                 # A file's name may hold bytes that are not UTF-8.
                 text = "".join(self._skipped(source, segment)).encode(errors="backslashreplace")
                 _write_all(stream, text)
-                self.total.sizes[index] += len(text)
-                return
+                return len(text)
             _copy(source, stream, size)
-        self.total.sizes[index] += size
+        return size
 
     def _skipped(self, source: BinaryIO, segment: Segment) -> Iterator[str]:
         """Lines for the report: rejected records with their file and line."""
@@ -288,20 +292,29 @@ class Output:
         before = self._lines_before(segment, file)
         return rejection(self._files[file], before, Rejected(line, kind, message))
 
-    def _count(self, segment: Segment) -> None:
+    def _with(self, segment: Segment, sizes: list[int]) -> Appended:
+        """The total with one segment more."""
         total = self.total
-        total.documents += segment.documents
-        total.tokens += segment.tokens
-        total.empty += segment.empty
-        total.input_bytes += segment.input_bytes
+        rejected = dict(total.rejected)
         for kind, count in segment.rejected.items():
-            total.rejected[kind] = total.rejected.get(kind, 0) + count
-        for file, lines in segment.lines:
-            total.lines = total.lines + lines if file == total.file else lines
-            total.file = file
-        total.resume = segment.resume
-        total.task, total.number = (
-            (segment.task + 1, 0) if segment.last else (segment.task, segment.number + 1)
+            rejected[kind] = rejected.get(kind, 0) + count
+        file, lines = total.file, total.lines
+        for following, count in segment.lines:
+            file, lines = following, count + (lines if following == file else 0)
+        last = segment.last
+        return Appended(
+            task=segment.task + 1 if last else segment.task,
+            number=0 if last else segment.number + 1,
+            resume=segment.resume,
+            sizes=sizes,
+            documents=total.documents + segment.documents,
+            tokens=total.tokens + segment.tokens,
+            empty=total.empty + segment.empty,
+            input_bytes=total.input_bytes + segment.input_bytes,
+            text_bytes=total.text_bytes + segment.text_bytes,
+            rejected=rejected,
+            file=file,
+            lines=lines,
         )
 
     def _record(self) -> None:
@@ -358,6 +371,8 @@ class Output:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+        # The journal last: as long as it is there the next run comes here again.
+        self._remove_files(keep=("journal",))
         self._remove()
 
     @property
@@ -386,7 +401,7 @@ class Output:
                 break
 
     def _remove(self) -> None:
-        # The journal first: without it what is left of the folder is nobody's.
+        # Without the journal what is left of the folder is nobody's.
         (self.folder / "journal").unlink(missing_ok=True)
         self._close()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -409,6 +424,10 @@ _WORDS = {
     "inputs": "the inputs are",
     "tokenizer": "the tokenizer is",
 }
+
+
+def _exists(prefix: Path) -> UserError:
+    return UserError(f"{prefix}.bin or .idx exists already; --overwrite replaces it")
 
 
 def _described(files: list[InputFile]) -> list[list[Any]]:

@@ -125,6 +125,7 @@ class Segment:
         last: whether the task ends with it.
         documents, tokens, empty: counted in it; `empty` are the texts that hold nothing.
         input_bytes: bytes on disk that were read for it.
+        text_bytes: the same decompressed; of a Parquet file the column's.
         lines: [file, lines] for each file that it touches.
         rejected: number of records that gave no text, by kind.
         resume: [span, end of the last batch], where the task goes on, unless `last`.
@@ -141,6 +142,7 @@ class Segment:
     tokens: int = 0
     empty: int = 0
     input_bytes: int = 0
+    text_bytes: int = 0
     lines: list[list[int]] = field(default_factory=list)
     rejected: dict[str, int] = field(default_factory=dict)
     resume: list[int | None] | None = None
@@ -165,7 +167,6 @@ class _Growing:
 
     def __init__(self, folder: Path, task: int, number: int) -> None:
         self.segment = Segment(task, number)
-        self.size = 0  # bytes of input, decompressed
         self._folder = folder
         self._streams: dict[str, BinaryIO] = {}
 
@@ -219,16 +220,18 @@ def segments(
         for index in range(first, len(job.tasks[task])):
             span = job.tasks[task][index]
             reader = SpanReader(job.files[span.file], span, job.reading)
+            in_range = in_ranges(job.files[span.file], job.reading)
             growing.begin(span.file)
             lines = 0  # given by this reader
             for batch in _timed(reader, position, seconds):
-                if growing.size >= SEGMENT:
+                if growing.segment.text_bytes >= SEGMENT:
                     growing.segment.resume = [index, position]
                     yield growing.close(seconds)
                     number += 1
                     growing = _Growing(job.folder, task, number)
                     growing.begin(span.file)
-                growing.segment.input_bytes += reader.bytes_taken()
+                # A reader of a range reads beyond its end, which others do again.
+                growing.segment.input_bytes += batch.size if in_range else reader.bytes_taken()
                 if not _add(growing, batch, lines, job, seconds):
                     yield growing.close(seconds)
                     return
@@ -285,5 +288,5 @@ def _add(
     segment.documents += len(batch.texts)
     segment.empty += batch.empty
     segment.lines[-1][1] += batch.lines
-    growing.size += batch.size
+    segment.text_bytes += batch.size
     return True

@@ -32,10 +32,10 @@ class Summary:
         files: input files.
         documents: written; `empty` texts are none.
         tokens: written, end tokens included.
-        bytes_read: of the files, on disk.
+        bytes_read: of the files, on disk; `text_bytes` when decompressed.
         empty: texts that hold nothing, left out.
         rejected: records left out, by kind; `skipped` is the file that lists them, if any.
-        seconds: this run took; it read `bytes_now`.
+        seconds: this run took; it read `bytes_now` and `text_bytes_now`.
         stages: seconds that each stage took in all workers together.
         workers: that shared the work.
         resumed: whether a stopped run was continued.
@@ -45,11 +45,13 @@ class Summary:
     documents: int
     tokens: int
     bytes_read: int
+    text_bytes: int
     empty: int
     rejected: dict[str, int]
     skipped: Path | None
     seconds: float
     bytes_now: int
+    text_bytes_now: int
     stages: dict[str, float] = field(default_factory=dict)
     workers: int = 1
     resumed: bool = False
@@ -178,7 +180,7 @@ def tokenize(
                 f"{sum(writing.total.rejected.values()):,} records; repeat it with --on-error skip,"
                 " or begin anew with --restart"
             )
-        done = writing.input_bytes
+        done, text_bytes = writing.input_bytes, 0
         with (
             Workers(job, writing.open_tasks(len(tasks)), count) as pool,
             tqdm(
@@ -191,6 +193,7 @@ def tokenize(
         ):
             for segment in pool.segments():
                 writing.add(segment)
+                text_bytes += segment.text_bytes
                 for stage, spent in segment.seconds.items():
                     seconds[stage] += spent
                 progress.set_postfix_str(
@@ -216,12 +219,20 @@ def tokenize(
             writing.abandon()
         raise
     result = writing.total
+    report = writing.prefix.with_name(writing.prefix.name + SKIPPED_SUFFIX)
     return Summary(
-        *(len(files), result.documents, result.tokens, total, result.empty, result.rejected),
-        writing.prefix.with_name(writing.prefix.name + SKIPPED_SUFFIX) if result.rejected else None,
-        time.perf_counter() - began,
-        total - min(done, total),
-        seconds,
-        count,
-        writing.resumed,
+        files=len(files),
+        documents=result.documents,
+        tokens=result.tokens,
+        bytes_read=total,
+        text_bytes=result.text_bytes,
+        empty=result.empty,
+        rejected=result.rejected,
+        skipped=report if result.rejected else None,
+        seconds=time.perf_counter() - began,
+        bytes_now=total - min(done, total),
+        text_bytes_now=text_bytes,
+        stages=seconds,
+        workers=count,
+        resumed=writing.resumed,
     )

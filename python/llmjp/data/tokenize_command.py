@@ -131,12 +131,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 def print_summary(output: str, summary: Summary) -> None:
     """Says what was done, where the time went, and what was left out."""
-    seconds = max(summary.seconds, 1e-9)
+    rate = summary.text_bytes_now / 1e6 / max(summary.seconds, 1e-9)
     continued = " (a stopped run was continued)" if summary.resumed else ""
+    packed = f"{summary.bytes_read / 1e6:,.1f} MB"
+    if summary.text_bytes > 1.01 * summary.bytes_read:
+        packed += f" ({summary.text_bytes / 1e6:,.1f} MB decompressed)"
     print(
         f"{output}: {summary.documents:,} documents, {summary.tokens:,} tokens from "
-        f"{summary.files:,} files of {summary.bytes_read / 1e6:,.1f} MB{continued} "
-        f"in {summary.seconds:.1f} s ({summary.bytes_now / 1e6 / seconds:,.1f} MB/s)"
+        f"{summary.files:,} files of {packed}{continued} "
+        f"in {summary.seconds:.1f} s ({rate:,.1f} MB/s)"
     )
     spent = sum(summary.stages.values())
     if spent > 0:
