@@ -71,6 +71,7 @@ class IndexedDataset:
         prefix: the path without `.bin` and `.idx`.
         dtype: type of the ids in the file, little-endian.
         sizes: [sequences] int32, tokens of each sequence.
+        starts: [sequences] int64, where each sequence starts in `.bin`, in bytes.
         document_sizes: [documents] integer, tokens of each document.
     """
 
@@ -95,7 +96,7 @@ class IndexedDataset:
         start = HEADER.size
         self.sizes: npt.NDArray[np.int32] = np.frombuffer(index, "<i4", sequences, start)
         start += 4 * sequences
-        self._pointers: npt.NDArray[np.int64] = np.frombuffer(index, "<i8", sequences, start)
+        self.starts: npt.NDArray[np.int64] = np.frombuffer(index, "<i8", sequences, start)
         start += 8 * sequences
         self._documents: npt.NDArray[np.int64] = np.frombuffer(index, "<i8", entries, start)
         self._check_positions()
@@ -137,7 +138,7 @@ class IndexedDataset:
         length = self._bin_path.stat().st_size
         for begin in range(0, len(self.sizes), CHUNK):
             sizes = self.sizes[begin : begin + CHUNK].astype(np.int64)
-            starts = self._pointers[begin : begin + CHUNK]
+            starts = self.starts[begin : begin + CHUNK]
             wrong = (sizes < 0) | (starts < 0) | (starts % width != 0)
             if wrong.any():
                 at = int(wrong.argmax())
@@ -195,7 +196,7 @@ class IndexedDataset:
         return np.concatenate(parts) if parts else np.zeros(0, self.dtype)
 
     def _sequence(self, sequence: int) -> Ids:
-        start = int(self._pointers[sequence]) // self.dtype.itemsize
+        start = int(self.starts[sequence]) // self.dtype.itemsize
         return self._tokens[start : start + int(self.sizes[sequence])]
 
     def __iter__(self) -> Iterator[Ids]:

@@ -106,6 +106,7 @@ class Job:
         encoder: gives the ids.
         folder: where the segments' files go.
         stop_at_rejected: a record without a text ends the task.
+        share: of the batches whose texts are encoded; of others the sizes are -1.
     """
 
     files: list[InputFile]
@@ -114,6 +115,13 @@ class Job:
     encoder: Encoder
     folder: Path
     stop_at_rejected: bool
+    share: float = 1.0
+
+    def chooses(self, task: int, batch: int) -> bool:
+        """Whether a task's `batch`-th batch is encoded: the first, and others spread evenly."""
+        return self.share > 0 and (
+            batch == 1 or zlib.crc32(b"%d %d" % (task, batch)) < self.share * (1 << 32)
+        )
 
 
 @dataclass
@@ -213,6 +221,7 @@ def segments(
         OSError: a file cannot be read or written.
     """
     seconds = dict.fromkeys(STAGES, 0.0)
+    batches = 0
     growing = _Growing(job.folder, task, number)
     try:
         first, position = resume if resume is not None else (0, None)
@@ -232,7 +241,8 @@ def segments(
                     growing.begin(span.file)
                 # A reader of a range reads beyond its end, which others do again.
                 growing.segment.input_bytes += batch.size if in_range else reader.bytes_taken()
-                if not _add(growing, batch, lines, job, seconds):
+                batches += 1
+                if not _add(growing, batch, batches, lines, job, seconds):
                     yield growing.close(seconds)
                     return
                 lines += batch.lines
@@ -262,9 +272,14 @@ def _timed(reader: SpanReader, position: int | None, seconds: dict[str, float]) 
 
 
 def _add(
-    growing: _Growing, batch: Batch, lines_before: int, job: Job, seconds: dict[str, float]
+    growing: _Growing,
+    batch: Batch,
+    number: int,
+    lines_before: int,
+    job: Job,
+    seconds: dict[str, float],
 ) -> bool:
-    """Encodes a batch into a segment; whether the task goes on."""
+    """Encodes a batch, the task's `number`-th, into a segment; whether the task goes on."""
     segment = growing.segment
     file, lines = segment.lines[-1]
     for rejected in batch.rejected:
@@ -277,7 +292,9 @@ def _add(
         segment.rejected[rejected.kind] = segment.rejected.get(rejected.kind, 0) + 1
         growing.write(REJECTED, json.dumps(place).encode() + b"\n")
     began = time.perf_counter()
-    if batch.texts:
+    if batch.texts and not job.chooses(segment.task, number):
+        growing.write(SIZES, np.full(len(batch.texts), -1, np.int32).data)
+    elif batch.texts:
         ids, sizes = job.encoder.encode(batch.texts)
         encoded = time.perf_counter()
         seconds["tokenizing"] += encoded - began

@@ -18,7 +18,7 @@ from llmjp.errors import UserError
 
 BLOCK = 1 << 18
 # A zstd block of 4 bytes may stand for 128 KiB: little input at a time bounds what comes of it.
-_COMPRESSED = 1 << 14
+_COMPRESSED = 1 << 9
 _LARGEST_WINDOW = 1 << 31  # what `zstd --long=31` asks for
 
 
@@ -132,6 +132,8 @@ class _ZstdReader:
         self._read = read
         self._frame = self._decompressor.decompressobj()
         self._begun = False  # whether the frame has had data
+        self._input = b""
+        self._at = 0  # what of the input stands before it has been decompressed
         self._ready = bytearray()
 
     def read(self, size: int) -> bytes:
@@ -148,10 +150,13 @@ class _ZstdReader:
         return data
 
     def _next_input(self) -> bytes:
-        if not self._frame.eof:
-            return self._read(_COMPRESSED)
-        data = self._frame.unused_data or self._read(_COMPRESSED)
-        if data:
+        if self._frame.eof:
+            self._at -= len(self._frame.unused_data)
+        if self._at == len(self._input):
+            self._input, self._at = self._read(BLOCK), 0
+        data = self._input[self._at : self._at + _COMPRESSED]
+        self._at += len(data)
+        if data and self._frame.eof:
             self._frame = self._decompressor.decompressobj()
             self._begun = False
         return data

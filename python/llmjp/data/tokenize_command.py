@@ -3,11 +3,22 @@
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 
 from llmjp.data.documents import SPLITS, Reading
-from llmjp.data.inputs import FORMATS, SUPPORTED
-from llmjp.data.tokenize import END_TOKENS, ON_ERROR, Summary, load_tokenizer, tokenize
+from llmjp.data.indexed import dataset_exists
+from llmjp.data.inputs import FORMATS, SUPPORTED, find_files
+from llmjp.data.tokenize import (
+    END_TOKENS,
+    ON_ERROR,
+    Summary,
+    end_token_id,
+    load_tokenizer,
+    tokenize,
+    usable_cores,
+)
+from llmjp.data.verify import verify
 from llmjp.errors import UserError
 
 HELP = """\
@@ -21,6 +32,7 @@ examples:
   llmjp tokenize corpus/ --tokenizer llm-jp-tokenizer-v2.1 --out data/corpus
   llmjp tokenize 'wiki/**/*.jsonl.gz' web.parquet --json-key body --tokenizer tokenizer.json \\
       --out data/web --on-error skip
+  llmjp tokenize corpus/ --tokenizer llm-jp-tokenizer-v2.1 --out data/corpus --verify
   llmjp tokenize src/ --format text --tokenizer tokenizer.model --out data/code
 """
 _MEGABYTE = 1_000_000
@@ -35,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what is read")
     what.add_argument(
         "inputs",
-        nargs="+",
+        nargs="*",
         metavar="INPUT",
         help="files, folders (searched), patterns in quotes; told by their names: " + SUPPORTED,
     )
@@ -101,6 +113,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     written.add_argument(
         "--restart", action="store_true", help="begin anew instead of continuing a stopped run"
     )
+    checked = parser.add_argument_group("what is checked")
+    checked.add_argument(
+        "--verify",
+        action="store_true",
+        help="after writing, or of a dataset that exists already: the index against the data, all "
+        "ids against the vocabulary, the end of each document, and documents encoded anew from the "
+        "inputs (without INPUT: the dataset for itself)",
+    )
+    checked.add_argument(
+        "--verify-share",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="of the documents that --verify encodes anew, 0 to 1 (default: 0.01)",
+    )
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes (default: one per usable core)"
     )
@@ -112,20 +139,44 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--workers must be 1 or more, got {arguments.workers}")
     if not 1 <= arguments.max_document <= _LARGEST:
         raise UserError(f"--max-document must be 1 to {_LARGEST}, got {arguments.max_document}")
-    summary = tokenize(
-        arguments.inputs,
-        load_tokenizer(arguments.tokenizer),
-        arguments.output,
-        format=arguments.format,
-        reading=Reading(arguments.split, arguments.json_key, arguments.max_document * _MEGABYTE),
-        end_token=arguments.eod,
-        append_end=not arguments.no_eod,
-        on_error=arguments.on_error,
-        workers=arguments.workers,
-        overwrite=arguments.overwrite,
-        restart=arguments.restart,
-    )
-    print_summary(arguments.output, summary)
+    if not 0 <= arguments.verify_share <= 1:
+        raise UserError(f"--verify-share must be 0 to 1, got {arguments.verify_share}")
+    exists = dataset_exists(arguments.output) and not arguments.overwrite
+    if not arguments.inputs and not (arguments.verify and exists):
+        raise UserError("name at least one INPUT; --verify alone needs a dataset that exists")
+    tokenizer = load_tokenizer(arguments.tokenizer)
+    reading = Reading(arguments.split, arguments.json_key, arguments.max_document * _MEGABYTE)
+    if not (arguments.verify and exists):
+        summary = tokenize(
+            arguments.inputs,
+            tokenizer,
+            arguments.output,
+            format=arguments.format,
+            reading=reading,
+            end_token=arguments.eod,
+            append_end=not arguments.no_eod,
+            on_error=arguments.on_error,
+            workers=arguments.workers,
+            overwrite=arguments.overwrite,
+            restart=arguments.restart,
+        )
+        print_summary(arguments.output, summary)
+    if arguments.verify:
+        began = time.perf_counter()
+        found = verify(
+            arguments.output,
+            tokenizer,
+            None if arguments.no_eod else end_token_id(tokenizer, arguments.eod),
+            find_files(arguments.inputs, arguments.format),
+            reading=reading,
+            share=arguments.verify_share,
+            workers=arguments.workers or usable_cores(),
+        )
+        print(
+            f"{arguments.output}: verified {found.documents:,} documents, {found.tokens:,} tokens; "
+            f"{found.encoded:,} documents encoded anew are equal "
+            f"(in {time.perf_counter() - began:.1f} s)"
+        )
     return 0
 
 
