@@ -74,6 +74,20 @@ def test_runs_of_every_length(searches: Searches, character: str) -> None:
     assert_same(searches, texts, f"runs of {character!r}")
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_rulers_and_deep_indentation(searches: Searches, seed: int) -> None:
+    """Long units, tied or not, more of them than are remembered, again after other prefixes."""
+    rng = random.Random(seed)
+    lines = []
+    for _ in range(500):
+        character = rng.choice("-=*#_~ ー笑1")
+        before, after = rng.choice(["", "# ", "東京"]), rng.choice(["", "x", " word", "は", "!"])
+        lines.append(before + character * rng.choice([rng.randint(2, 90), rng.randint(250, 262)]))
+        lines[-1] += after
+    texts = ["\n".join(rng.choices(lines, k=40)) for _ in range(60)] + lines
+    assert_same(searches, texts, f"seed {seed}")
+
+
 @pytest.mark.parametrize("width", [1, 2, 4])
 def test_units_at_every_offset(searches: Searches, width: int) -> None:
     """Each way in which Python holds a str; units across the ends of blocks and of the text."""

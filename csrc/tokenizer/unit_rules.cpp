@@ -142,10 +142,10 @@ void UnitRules::check(const Model& model) const {
 }
 
 // Let every score be c/2^k + d, c an integer, |d| <= D. All candidates of a unit start from the
-// same sum of doubles. After at most n = kLongestUnit additions a sum is off by at most n (M/2^53 +
-// D), M the greatest magnitude on the way. So two candidates whose integer sums differ, by 1/2^k at
-// least, compare as those do if 2n (M/2^53 + D) < 1/2^k. With half of that for each term:
-// D < 1/2^(k + 2) / n, and M < 2^(51 - k) / n.
+// same sum of doubles. After at most n = kLongestUnit (or kLongestTied) additions a sum is off by
+// at most n (M/2^53 + D), M the greatest magnitude on the way. So two candidates whose integer sums
+// differ, by 1/2^k at least, compare as those do if 2n (M/2^53 + D) < 1/2^k. With half of that for
+// each term: D < 1/2^(k + 2) / n, and M < 2^(51 - k) / n.
 bool UnitRules::scale_scores(const Model& model) {
   const Specification& spec = model.spec;
   largest_score_ = std::abs(spec.unknown_score);
@@ -154,7 +154,7 @@ bool UnitRules::scale_scores(const Model& model) {
     const double unit = std::ldexp(1.0, -k);
     if (largest_score_ / unit >= 2147483647.0) return false;
     const bool multiples = std::all_of(spec.scores.begin(), spec.scores.end(), [&](double score) {
-      return std::abs(score - std::nearbyint(score / unit) * unit) < unit / (4.0 * kLongestUnit);
+      return std::abs(score - std::nearbyint(score / unit) * unit) < unit / (4.0 * kLongestTied);
     });
     if (!multiples) continue;
     std::vector<int32_t> costs;

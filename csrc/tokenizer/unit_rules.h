@@ -12,7 +12,8 @@ namespace llmjp::tokenizer {
 
 class UnitRules {
  public:
-  static constexpr size_t kLongestUnit = 32;  // in characters; longer ones go to the plain search
+  static constexpr size_t kLongestUnit = 32;   // in characters
+  static constexpr size_t kLongestTied = 256;  // longer ones go to the plain search
 
   explicit UnitRules(const Model& model);
   // Of a compiled file. Throws FormatError where a search would leave the tables.
@@ -31,6 +32,11 @@ class UnitRules {
   const int32_t* costs() const { return costs_.data(); }
   // That holds while the sum of doubles stays below this in magnitude.
   double sum_limit() const { return sum_limit_; }
+  // The same for units of up to kLongestTied characters.
+  double long_sum_limit() const {
+    constexpr double kTimes = static_cast<double>(kLongestTied) / kLongestUnit;
+    return sum_limit_ / kTimes - kLongestTied * largest_score_;
+  }
   // All scores are such multiples themselves: then no sum below the limit is rounded, and of equal
   // ones the earliest start stays wherever the unit lies.
   bool exact_scores() const { return exact_scores_; }

@@ -202,12 +202,37 @@ void UnitSearch::append_unit(const Char* unit, size_t length, Segment<Id>& segme
       const size_t at = out.size();
       const size_t left_out = spaces - 2;
       if (!append_exact(unit + left_out, length - left_out, out))
-        return search_plainly(unit, length, false, segment);
+        return append_unsettled(unit, length, segment);
       out[at] = with_spaces(out[at], left_out);
       return;
     }
   }
-  if (!append_exact(unit, length, out)) search_plainly(unit, length, false, segment);
+  if (!append_exact(unit, length, out)) append_unsettled(unit, length, segment);
+}
+
+// A unit that integer scores do not settle, or a long one.
+template <class Char, class Id>
+void UnitSearch::append_unsettled(const Char* unit, size_t length, Segment<Id>& segment) {
+  if constexpr (sizeof(Char) < 4) {
+    const auto within_limit = [&] {
+      const auto more = static_cast<double>(segment.out.size() - segment.summed);
+      return std::abs(segment.sum) + more * rules_.largest_score() < rules_.long_sum_limit();
+    };
+    if (length <= TiedUnits::kLongest) {
+      const TiedUnits::Unit& known = tied_.find(unit, length);
+      if (!within_limit()) fold(segment);
+      if (!known.edges.empty() && within_limit()) {
+        if (known.one_path) {
+          for (const TiedUnits::Edge& edge : known.edges) segment.out.push(edge.id);
+        } else {
+          segment.sum = tied_.append(known, fold(segment), segment.out);
+          segment.summed = segment.out.size();
+        }
+        return;
+      }
+    }
+  }
+  search_plainly(unit, length, false, segment);
 }
 
 // Appends the ids of a unit, from memory or by a search; false if neither can tell them.

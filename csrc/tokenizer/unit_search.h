@@ -5,7 +5,8 @@
 // rounding decides only between paths whose exact sums are equal. So a unit is searched with
 // integer scores, and its ids are remembered. Where two paths to a position on the best one are
 // equal, the unit is left to SequentialSearch, which starts from the sum of doubles that it would
-// have had there itself: the scores of all ids before, added up in the order of the text.
+// have had there itself: the scores of all ids before, added up in the order of the text. What can
+// be known of such a unit beforehand is remembered, too (tied_units.h).
 #pragma once
 
 #include <algorithm>
@@ -18,6 +19,7 @@
 #include "tokenizer/id_buffer.h"
 #include "tokenizer/model.h"
 #include "tokenizer/sequential_search.h"
+#include "tokenizer/tied_units.h"
 #include "tokenizer/unit_cuts.h"
 #include "tokenizer/unit_memo.h"
 #include "tokenizer/unit_rules.h"
@@ -34,7 +36,8 @@ class UnitSearch {
         run_ids_(rules.run_ids()),
         cuts_(rules, instructions),
         memo_(memo_bits),
-        long_memo_(std::min(memo_bits, kLongMemoBits)) {}
+        long_memo_(std::min(memo_bits, kLongMemoBits)),
+        tied_(model, rules) {}
 
   // Appends the ids of a segment, with "▁" before it if `prefix`. Its text holds no added token
   // that is looked for in raw text. rules.usable(). Throws LoneSurrogate.
@@ -105,6 +108,8 @@ class UnitSearch {
   void append_unit(const Char* unit, size_t length, Segment<Id>& segment);
   template <class Char, class Id>
   bool append_exact(const Char* unit, size_t length, IdBuffer<Id>& out);
+  template <class Char, class Id>
+  void append_unsettled(const Char* unit, size_t length, Segment<Id>& segment);
   template <class Memo, class Char, class Id>
   bool append_through(Memo& memo, const typename Memo::Key& key, const Char* unit, size_t length,
                       IdBuffer<Id>& out);
@@ -130,6 +135,7 @@ class UnitSearch {
   UnitCuts cuts_;
   UnitMemo memo_;
   LongUnitMemo long_memo_;
+  TiedUnits tied_;
   Copies copies_;
   std::u16string narrowed_;
 };
