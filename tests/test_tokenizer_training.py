@@ -5,11 +5,15 @@ import json
 import os
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import sentencepiece
 import tokenizers
 import transformers
+import zstandard
 
+from llmjp import tokenizer_training
 from llmjp.cli import main
 from llmjp.tokenizer_training import OUTPUT_FILES, convert_sentencepiece
 from llmjp_ext import Tokenizer
@@ -94,8 +98,11 @@ def test_the_recipe_is_followed(corpus: Path, tmp_path: Path) -> None:
     assert max(map(len, learned)) == 2
 
 
-def test_inputs_of_all_kinds_are_read(corpus: Path, tmp_path: Path) -> None:
-    """Folders, JSON lines under a field, gzip, lines longer than SentencePiece takes, a sample."""
+def test_inputs_of_all_kinds_are_read(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders, JSON lines under a key, Parquet, gzip, zstd, lines longer than SentencePiece takes,
+    a sample; the way of counting that large corpora need changes nothing."""
     folder = tmp_path / "texts"
     folder.mkdir()
     lines = corpus.read_text("utf-8").split("\n")
@@ -104,14 +111,24 @@ def test_inputs_of_all_kinds_are_read(corpus: Path, tmp_path: Path) -> None:
     long = "".join(japanese_lines(7, 5000))
     assert len(long) > 70_000
     (folder / "b.txt").write_text(long + "魑魅魍魎。" * 20, "utf-8")
+    table = pyarrow.table({"body": [lines[0] + "鸚鵡" * 20] * 2})
+    pyarrow.parquet.write_table(table, folder / "c.parquet")
+    packed = "\n".join([*lines[:50], "躊躇" * 20]).encode()
+    (folder / "d.txt.zst").write_bytes(zstandard.compress(packed))
     (folder / "notes.md").write_text("not read: ☃", "utf-8")
     output = tmp_path / "out"
     arguments = ("--vocab-size", 420, "--json-key", "body", "--output", output)
+    arguments = (*arguments, "--character-coverage", 1)
     assert train(folder, *arguments) == 0
     tokenizer = Tokenizer.from_pretrained(output)
     assert tokenizer.token_to_id("魍") is not None
     assert tokenizer.token_to_id("猫") is not None
+    assert tokenizer.token_to_id("鸚") is not None and tokenizer.token_to_id("躇") is not None
     assert tokenizer.token_to_id("☃") is None
+    before = (output / "tokenizer.json").read_bytes()
+    monkeypatch.setattr(tokenizer_training, "_LARGE_CORPUS", 0)
+    assert train(folder, *arguments, "--overwrite") == 0
+    assert (output / "tokenizer.json").read_bytes() == before
     assert train(folder, *arguments, "--max-lines", 200, "--overwrite", "--allow-fewer") == 0
 
 

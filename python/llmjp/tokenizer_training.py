@@ -57,6 +57,9 @@ _MOST_THREADS = 1024
 # SentencePiece skips lines beyond its limit (in bytes); longer ones are cut into several.
 _SENTENCE_CHARACTERS = 1 << 16
 _SENTENCE_BYTES = 4 * _SENTENCE_CHARACTERS
+# From so many bytes on disk on (packed ones may be a gigabyte of text) SentencePiece counts in 64
+# bits, as in LLM-jp's recipe: in 32 it refuses what has 2^31 characters. It takes more memory.
+_LARGE_CORPUS = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -214,6 +217,7 @@ def train_tokenizer(
                 max_sentencepiece_length=max_piece_length,
                 hard_vocab_limit=hard_vocab_limit,
                 num_threads=threads,
+                train_extremely_large_corpus=total >= _LARGE_CORPUS,
                 **({} if max_lines is None else {"input_sentence_size": max_lines}),
             )
         pieces = _write_files(result)
