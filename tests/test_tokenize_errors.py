@@ -160,7 +160,7 @@ def test_damaged_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     }
     for name, data in cut.items():
         (tmp_path / name).write_bytes(data)
-        assert run(tmp_path / name, "--out", tmp_path / "o") == 1
+        assert run(tmp_path / name, "--out", tmp_path / "o", "--workers", 2) == 1
         printed = capsys.readouterr().err
         assert f"{name} is not a whole " in printed and printed.count("\n") == 1, printed
     (tmp_path / "z.jsonl").write_text(json_lines(GOOD))

@@ -222,11 +222,14 @@ class Output:
                 left.append((task, number, resume))
         return left
 
-    @property
-    def input_bytes(self) -> int:
-        """Bytes of input that need not be read any more."""
-        waiting = self._waiting.values()
-        return self.total.input_bytes + sum(segment.input_bytes for segment in waiting)
+    def finished(self) -> tuple[int, int, int]:
+        """Documents, tokens, and bytes of input that are done, appended or waiting for it."""
+        parts: list[Appended | Segment] = [self.total, *self._waiting.values()]
+        return (
+            sum(part.documents for part in parts),
+            sum(part.tokens for part in parts),
+            sum(part.input_bytes for part in parts),
+        )
 
     def add(self, segment: Segment) -> None:
         """Takes a finished segment, in any order.

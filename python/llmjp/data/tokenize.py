@@ -180,7 +180,7 @@ def tokenize(
                 f"{sum(writing.total.rejected.values()):,} records; repeat it with --on-error skip,"
                 " or begin anew with --restart"
             )
-        done, text_bytes = writing.input_bytes, 0
+        (*_, done), text_bytes = writing.finished(), 0
         with (
             Workers(job, writing.open_tasks(len(tasks)), count) as pool,
             tqdm(
@@ -196,11 +196,11 @@ def tokenize(
                 text_bytes += segment.text_bytes
                 for stage, spent in segment.seconds.items():
                     seconds[stage] += spent
+                documents, tokens, read = writing.finished()
                 progress.set_postfix_str(
-                    f"{writing.total.documents:,} documents, {writing.total.tokens:,} tokens",
-                    refresh=False,
+                    f"{documents:,} documents, {tokens:,} tokens", refresh=False
                 )
-                progress.update(min(writing.input_bytes, total) - progress.n)
+                progress.update(min(read, total) - progress.n)
         if writing.total.documents == 0:
             writing.discard()
             rejected = sum(writing.total.rejected.values())
