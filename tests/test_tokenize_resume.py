@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from llmjp.data import output, segments, workers
+from llmjp.data import files, output, segments, workers
 from llmjp.data.journal import Journal
 from llmjp.data.tokenize import Interrupted, load_tokenizer, tokenize
 from llmjp.errors import UserError
@@ -260,7 +260,7 @@ def test_two_runs_exclude_each_other(
     tmp_path: Path, inputs: list[Path], tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While one writes, another of the same prefix is refused and changes nothing."""
-    monkeypatch.setattr(output, "_LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(files, "_LOCK_SECONDS", 0.1)
     first = output.Output(tmp_path / "o", 100, {}, [])
     before = files_below(tmp_path / "o.partial")
     for restart in (False, True):
@@ -355,7 +355,7 @@ def test_workers_end_when_their_parent_is_killed(
         assert in_child(lambda: written(tmp_path / "o", inputs, tokenizer, 3)) == KILLED
     began = time.monotonic()
     written(tmp_path / "o", inputs, tokenizer, 3)
-    assert time.monotonic() - began < output._LOCK_SECONDS
+    assert time.monotonic() - began < files._LOCK_SECONDS
     assert files_below(tmp_path / "o") == whole
 
 

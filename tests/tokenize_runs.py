@@ -76,7 +76,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> Iter
     with monkeypatch.context() as patch:
         wrap(Journal, "append")
         wrap(segments._Growing, "write")
-        wrap(output, "_copy")
+        wrap(output, "copy")
         wrap(output, "write_index")
         wrap(output.shutil, "rmtree")
         wrap(os, "fsync")

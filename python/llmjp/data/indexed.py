@@ -42,7 +42,7 @@ DTYPES: dict[int, np.dtype[Any]] = {
     8: np.dtype("<u2"),
 }
 _FLOAT_CODES = (6, 7)
-CHUNK = 1 << 24  # elements looked at or written at a time: bounds memory, not speed
+CHUNK = 1 << 20  # elements looked at or written at a time: bounds memory, not speed
 
 Ids = npt.NDArray[np.integer[Any]]
 

@@ -12,8 +12,6 @@ last. That is repeated if it was interrupted.
 """
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import shutil
@@ -28,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmjp.data.documents import rejection
+from llmjp.data.files import copy, locked, make_folders, rename, write_all
 from llmjp.data.indexed import CHUNK, dataset_exists, dataset_file, dataset_prefix
 from llmjp.data.indexed_writer import synchronise, write_index
 from llmjp.data.inputs import InputFile
@@ -40,8 +39,6 @@ JOURNAL_FORMAT = 1
 SKIPPED_SUFFIX = ".skipped.jsonl"
 _APPENDED = {IDS: "bin", SIZES: "sizes", REJECTED: "skipped"}
 _SYNCHRONISE_SECONDS = 2.0  # what is appended meanwhile is appended again after a power failure
-_LOCK_SECONDS = 10.0  # a killed run's processes end with the segment that they are at
-_COPY = 1 << 20
 
 
 @dataclass
@@ -118,8 +115,8 @@ class Output:
         self._recorded_at = time.monotonic()
         if dataset_exists(self.prefix) and not overwrite and not self.folder.exists():
             raise _exists(self.prefix)
-        self._new_folders = _make_folders(self.folder)
-        self._lock = _locked(self.folder)
+        self._new_folders = make_folders(self.folder)
+        self._lock = locked(self.folder)
         try:
             if restart:
                 self._remove_files(keep=())
@@ -200,7 +197,7 @@ class Output:
             found, length = 0, 0
             if path.exists():
                 with path.open("rb") as stream:
-                    while data := stream.read(_COPY):
+                    while data := stream.read(CHUNK):
                         found = zlib.crc32(data, found)
                         length += len(data)
             if (length, found) != (size, checksum):
@@ -267,9 +264,9 @@ class Output:
             if part == REJECTED:
                 # A file's name may hold bytes that are not UTF-8.
                 text = "".join(self._skipped(source, segment)).encode(errors="backslashreplace")
-                _write_all(stream, text)
+                write_all(stream, text)
                 return len(text)
-            _copy(source, stream, size)
+            copy(source, stream, size)
         return size
 
     def _skipped(self, source: BinaryIO, segment: Segment) -> Iterator[str]:
@@ -364,10 +361,10 @@ class Output:
             dataset_file(self.prefix, ".range.json").unlink(missing_ok=True)
             skipped = dataset_file(self.prefix, SKIPPED_SUFFIX)
             if self.total.rejected:
-                _rename(self.folder / "skipped", skipped)
+                rename(self.folder / "skipped", skipped)
             else:
                 skipped.unlink(missing_ok=True)
-            _rename(self.folder / "bin", dataset_file(self.prefix, ".bin"))
+            rename(self.folder / "bin", dataset_file(self.prefix, ".bin"))
             index.rename(final)
             descriptor = os.open(self.prefix.parent, os.O_RDONLY)
             try:
@@ -435,69 +432,3 @@ def _exists(prefix: Path) -> UserError:
 
 def _described(files: list[InputFile]) -> list[list[Any]]:
     return [[str(file.path.absolute()), file.size, file.modified_ns] for file in files]
-
-
-def _make_folders(folder: Path) -> list[Path]:
-    """Makes a folder; gives those above it that did not exist, the innermost first."""
-    missing = [parent for parent in folder.parents if not parent.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    return missing
-
-
-def _locked(folder: Path) -> BinaryIO:
-    """Opens a folder's lock; only one process can, and those that it forks.
-
-    Raises:
-        UserError: another process holds it.
-    """
-    began = time.monotonic()
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            stream = (folder / "lock").open("ab")
-        except FileNotFoundError:
-            continue  # another run has just finished and removed the folder
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            stream.close()
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-            if time.monotonic() - began > _LOCK_SECONDS:
-                raise UserError(f"{folder} is being written by another process") from None
-            time.sleep(0.05)
-            continue
-        try:
-            if (folder / "lock").stat().st_ino == os.fstat(stream.fileno()).st_ino:
-                return stream
-        except FileNotFoundError:
-            pass
-        stream.close()
-
-
-def _rename(source: Path, target: Path) -> None:
-    if source.exists():
-        source.replace(target)
-
-
-def _write_all(stream: BinaryIO, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[stream.write(rest) :]
-
-
-def _copy(source: BinaryIO, target: BinaryIO, size: int) -> None:
-    """Appends `size` bytes, within the kernel where the file system can."""
-    left = size
-    while left:
-        try:
-            copied = os.copy_file_range(source.fileno(), target.fileno(), left)
-        except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            data = source.read(min(left, _COPY))
-            _write_all(target, data)
-            copied = len(data)
-        if not copied:
-            raise OSError(f"{source.name} has become shorter")
-        left -= copied
