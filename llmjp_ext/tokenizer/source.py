@@ -12,7 +12,7 @@ from typing import Any
 
 COMPILED_MAGIC = b"LLMJPTOK"
 
-_NAMED_TOKENS = (
+NAMED_TOKENS = (
     "unk_token",
     "bos_token",
     "eos_token",
@@ -21,6 +21,7 @@ _NAMED_TOKENS = (
     "sep_token",
     "mask_token",
 )
+_OTHER_SETTINGS = ("model_max_length", "padding_side", "truncation_side", "chat_template")
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,16 @@ class Source:
     Attributes:
         data: its bytes.
         format: "json" or "sentencepiece".
-        named_tokens: special tokens by role, such as {"eos_token": "</s>"}.
+        settings: what to_hf() hands on to Transformers, such as {"eos_token": "</s>"}.
     """
 
     data: bytes
     format: str
-    named_tokens: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def pack(self) -> bytes:
         """As the note of a compiled file: a line of JSON, then the data compressed."""
-        head = {"format": self.format, "named_tokens": dict(self.named_tokens)}
+        head = {"format": self.format, "settings": dict(self.settings)}
         return json.dumps(head).encode() + b"\n" + zlib.compress(self.data, 6)
 
     @classmethod
@@ -52,7 +53,7 @@ class Source:
         line, _, packed = note.partition(b"\n")
         try:
             head = json.loads(line)
-            return cls(zlib.decompress(packed), head["format"], head["named_tokens"])
+            return cls(zlib.decompress(packed), head["format"], head["settings"])
         except (ValueError, KeyError, TypeError, zlib.error) as error:
             raise ValueError(f"compiled tokenizer: its source cannot be read: {error}") from None
 
@@ -79,18 +80,26 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return entries
 
 
-def named_tokens(path: Path) -> dict[str, str]:
-    """The special tokens that a tokenizer_config.json names; none if there is no such file."""
-    if not path.exists():
-        return {}
-    entries = read_json_object(path)
-    found = {}
-    for name in _NAMED_TOKENS:
-        token = entries.get(name)
-        content = token.get("content") if isinstance(token, dict) else token
-        if isinstance(content, str):
-            found[name] = content
-    return found
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What the files beside a tokenizer.json say for Transformers alone; nothing without them.
+
+    Raises:
+        OSError, ValueError: as read_json_object().
+    """
+    settings: dict[str, Any] = {}
+    configuration = folder / "tokenizer_config.json"
+    if configuration.exists():
+        entries = read_json_object(configuration)
+        for name in NAMED_TOKENS:
+            token = entries.get(name)
+            content = token.get("content") if isinstance(token, dict) else token
+            if isinstance(content, str):
+                settings[name] = content
+        settings.update((name, entries[name]) for name in _OTHER_SETTINGS if entries.get(name))
+    template = folder / "chat_template.jinja"
+    if template.exists():
+        settings["chat_template"] = template.read_text(encoding="utf-8")
+    return settings
 
 
 def write_atomically(path: Path, data: bytes) -> None:

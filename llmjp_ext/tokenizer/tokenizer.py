@@ -12,7 +12,13 @@ from llmjp_ext import _tokenizer
 from llmjp_ext.tokenizer.decode_stream import DecodeStream
 from llmjp_ext.tokenizer.hub import model_folder
 from llmjp_ext.tokenizer.iterators import CHUNK_CHARACTERS, encode_chunks, lines_of
-from llmjp_ext.tokenizer.source import Source, is_compiled, named_tokens, write_atomically
+from llmjp_ext.tokenizer.source import (
+    NAMED_TOKENS,
+    Source,
+    is_compiled,
+    read_settings,
+    write_atomically,
+)
 
 if TYPE_CHECKING:
     from llmjp_ext.integrations.tokenizer import PreTrainedTokenizerFast
@@ -35,7 +41,7 @@ class Tokenizer:
         data: bytes,
         format: str,
         *,
-        named_tokens: dict[str, str] | None = None,
+        settings: dict[str, Any] | None = None,
         float32_sums: bool = False,
     ) -> None:
         """From a file's bytes; use from_file() or from_pretrained() for files.
@@ -44,7 +50,7 @@ class Tokenizer:
             data: the bytes of a tokenizer.json ("json"), of a .model ("sentencepiece"), or of what
                 save_compiled() wrote ("compiled").
             format: "json", "sentencepiece" or "compiled".
-            named_tokens: the tokens that to_hf() names, such as {"eos_token": "</s>"}.
+            settings: what to_hf() hands on to Transformers, such as {"eos_token": "</s>"}.
             float32_sums: as for from_file().
 
         Raises:
@@ -53,7 +59,7 @@ class Tokenizer:
         if format not in ("json", "sentencepiece", "compiled"):
             raise ValueError(f"format must be json, sentencepiece or compiled, got {format!r}")
         self._native = _tokenizer.Tokenizer(data, format, float32_sums=float32_sums)
-        self._named_tokens = dict(named_tokens or {})
+        self._settings: dict[str, Any] = dict(settings or {})
         self._compiled = format == "compiled"
         # None: in the note of the compiled file, to be unpacked when it is asked for.
         self._source = None if self._compiled else Source(data, format)
@@ -87,7 +93,7 @@ class Tokenizer:
             tokenizer._native = _tokenizer.Tokenizer(
                 os.fsencode(path), "compiled file", float32_sums=float32_sums
             )
-            tokenizer._named_tokens = {}
+            tokenizer._settings = {}
             tokenizer._compiled = True
             tokenizer._source = None
             return tokenizer
@@ -103,7 +109,7 @@ class Tokenizer:
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
     ) -> "Tokenizer":
-        """Loads `tokenizer.json` of a model, and the names of its special tokens.
+        """Loads `tokenizer.json` of a model, and for to_hf() what is said beside it.
 
         Args:
             name: a model folder, or "organisation/model" of the Hugging Face Hub where there is no
@@ -119,7 +125,7 @@ class Tokenizer:
         """
         folder = model_folder(name, revision, cache_dir, local_files_only)
         tokenizer = cls.from_file(folder / "tokenizer.json")
-        tokenizer._named_tokens.update(named_tokens(folder / "tokenizer_config.json"))
+        tokenizer._settings.update(read_settings(folder))
         return tokenizer
 
     def save_compiled(self, path: str | os.PathLike[str]) -> None:
@@ -136,15 +142,15 @@ class Tokenizer:
 
     def _packed_source(self) -> bytes:
         source = self._original()
-        return Source(source.data, source.format, self._all_named_tokens()).pack()
+        return Source(source.data, source.format, self._all_settings()).pack()
 
     def _original(self) -> Source:
         if self._source is None:
             self._source = Source.unpack(self._native.note)
         return self._source
 
-    def _all_named_tokens(self) -> dict[str, str]:
-        return {**self._original().named_tokens, **self._named_tokens}
+    def _all_settings(self) -> dict[str, Any]:
+        return {**self._original().settings, **self._settings}
 
     def encode(
         self,
@@ -413,29 +419,41 @@ class Tokenizer:
     def to_hf(self) -> "PreTrainedTokenizerFast":
         """A Transformers fast tokenizer of the same ids, for code that wants one.
 
-        The unknown token, and the end-of-text token where the template appends one, are named even
-        without a tokenizer_config.json.
+        It is Transformers' own, with its speed, padding, truncation and tensors, and can be saved
+        and loaded there. A tokenizer from_pretrained() hands on the special tokens that its folder
+        names, its chat template, model_max_length and sides of padding and truncation; names of
+        tokens that the vocabulary lacks are left out, since Transformers would add them to it. The
+        unknown token, and the end-of-text token where the template appends one, are named even
+        without a tokenizer_config.json. Tokens that are added to it later are not known here:
+        save_pretrained() it, and load that with from_pretrained().
 
         Raises:
             NotImplementedError: this tokenizer came from a SentencePiece model, whose rules for
                 literals such as "<0x41>" Hugging Face's library cannot follow.
+            ImportError: the package transformers is not installed.
         """
         source = self._original()
         if source.format != "json":
             raise NotImplementedError(
-                "to_hf() needs a tokenizer.json; convert the SentencePiece model first"
+                "to_hf() needs a tokenizer.json, because Hugging Face's rules are others; "
+                "convert the model first (llmjp.tokenizer_training.convert_sentencepiece)"
             )
-        from llmjp_ext.integrations.tokenizer import fast_tokenizer
+        try:
+            from llmjp_ext.integrations.tokenizer import fast_tokenizer
+        except ImportError as error:
+            raise ImportError(f"to_hf() needs the package transformers: {error}") from error
 
+        settings: dict[str, Any] = {}
         roles = {"unk_token": [self._native.unknown_id], "eos_token": self._native.appended_ids}
-        names = {}
         for role, ids in roles.items():
             token = self.id_to_token(ids[0]) if len(ids) == 1 else None
             # A name that leads back to its id: Transformers would add any other as a new token.
             if token is not None and self.token_to_id(token) == ids[0]:
-                names[role] = token
-        names.update(self._all_named_tokens())
-        return fast_tokenizer(source.data.decode("utf-8"), names)
+                settings[role] = token
+        for name, value in self._all_settings().items():
+            if name not in NAMED_TOKENS or value in self:
+                settings[name] = value
+        return fast_tokenizer(source.data.decode("utf-8"), settings)
 
     def __len__(self) -> int:
         """Same as vocab_size."""
@@ -464,7 +482,7 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[Callable[..., "Tokenizer"], tuple[Any, ...]]:
         """Pickles as the file's bytes, and the options that it was loaded with."""
-        options: dict[str, Any] = {"named_tokens": self._named_tokens}
+        options: dict[str, Any] = {"settings": self._settings}
         if self._compiled:
             data, format = self._native.compile(self._native.note), "compiled"
         else:
