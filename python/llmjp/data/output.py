@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from llmjp.data import segments
 from llmjp.data.documents import rejection
 from llmjp.data.files import copy, locked, make_folders, rename, write_all
 from llmjp.data.indexed import CHUNK, dataset_exists, dataset_file, dataset_prefix
@@ -121,7 +122,11 @@ class Output:
             if restart:
                 self._remove_files(keep=())
             self._journal = Journal(self.folder / "journal")
-            header = {"format": JOURNAL_FORMAT, **identity, "inputs": _described(files)}
+            header = {
+                "format": [JOURNAL_FORMAT, segments.SEGMENT],
+                **identity,
+                "inputs": _described(files),
+            }
             records = self._journal.records
             self.resumed = len(records) > 1  # a header alone says that nothing was done
             if self.resumed:

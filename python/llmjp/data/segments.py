@@ -24,7 +24,7 @@ from llmjp.data.records import Batch
 from llmjp.data.streams import DamagedFile
 from llmjp_ext import Tokenizer
 
-SEGMENT = 1 << 25  # bytes of input (decompressed) in a segment: what a stopped run does again
+SEGMENT = 1 << 24  # bytes of input (decompressed) in a segment: what a stopped run does again
 _MOST_FILES = 1 << 12  # in a task: each takes time to open even if it is small
 STAGES = ("reading", "decompressing", "parsing", "tokenizing", "writing", "waiting")
 IDS, SIZES, REJECTED = PARTS = ("ids", "sizes", "rejected")
