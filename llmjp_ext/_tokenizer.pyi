@@ -18,6 +18,7 @@ class Tokenizer:
         units: bool = True,
         memo_bits: int = 15,
         isa: str = "",
+        chunk: int = 65536,
     ) -> None: ...
     def encode(
         self, text: str, pair: str | None, add_special_tokens: bool, encode_special_tokens: bool

@@ -2,11 +2,17 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#ifdef __linux__
+#include <sched.h>
+#endif
+
+#include <algorithm>
 #include <cerrno>
 #include <memory>
 #include <span>
 #include <string>
 #include <system_error>
+#include <thread>
 #include <type_traits>
 
 #include "tokenizer/json.h"
@@ -24,6 +30,16 @@ namespace {
 constexpr int64_t kNarrowVocabulary =
     65500;  // up to it ids are uint16, as Megatron's data files decide too
 
+constexpr size_t kWorthThreads = size_t{1} << 17;  // characters of a single text
+
+size_t usable_cores() {
+#ifdef __linux__
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return static_cast<size_t>(CPU_COUNT(&set));
+#endif
+  return std::max(1U, std::thread::hardware_concurrency());
+}
+
 constexpr const char* kIsaVariable = "LLMJP_TOKENIZER_ISA";
 
 py::list supported_isas() {
@@ -40,7 +56,7 @@ std::string_view default_isa() {
 class PyTokenizer {
  public:
   PyTokenizer(const py::bytes& data, const std::string& format, bool float32_sums, bool units,
-              int memo_bits, const std::string& isa) {
+              int memo_bits, const std::string& isa, size_t chunk) {
     const std::string_view bytes = data;
     if (memo_bits < 0 || memo_bits > 24)
       throw py::value_error("memo_bits must be 0 to 24, got " + std::to_string(memo_bits));
@@ -49,8 +65,10 @@ class PyTokenizer {
           "float32_sums is for SentencePiece models; a tokenizer.json is searched in double "
           "precision, a compiled file as what it was compiled from");
     }
+    if (chunk == 0) throw py::value_error("chunk must be 1 or more, got 0");
     const SearchOptions search{
-        units, memo_bits, host::choose_instruction_set(isa, kIsaVariable, UnitCuts::preferred())};
+        units, memo_bits, chunk,
+        host::choose_instruction_set(isa, kIsaVariable, UnitCuts::preferred())};
     const py::gil_scoped_release unlocked;
     if (format == "compiled") {
       tokenizer_ = std::make_shared<Tokenizer>(CompiledReader::copy(bytes), search);
@@ -81,7 +99,13 @@ class PyTokenizer {
       IdBuffer<decltype(id)> ids;
       {
         const Unlocked unlocked(first.size + second.size);
-        tokenizer_->encode(first, other, {add_special, encode_special}, ids);
+        const EncodeOptions options{add_special, encode_special};
+        if (other == nullptr && first.size >= kWorthThreads) {
+          int64_t offsets[2];
+          tokenizer_->encode_ragged({first}, options, usable_cores(), ids, offsets);
+        } else {
+          tokenizer_->encode(first, other, options, ids);
+        }
       }
       return lists_->list_of(ids.data(), ids.size());
     });
@@ -319,9 +343,11 @@ PYBIND11_MODULE(_tokenizer, m) {
   m.def("supported_isas", &llmjp::tokenizer::supported_isas);
   m.def("default_isa", &llmjp::tokenizer::default_isa);
   py::class_<PyTokenizer>(m, "Tokenizer")
-      .def(py::init<const py::bytes&, const std::string&, bool, bool, int, const std::string&>(),
+      .def(py::init<const py::bytes&, const std::string&, bool, bool, int, const std::string&,
+                    size_t>(),
            py::arg("data"), py::arg("format"), py::kw_only(), py::arg("float32_sums") = false,
-           py::arg("units") = true, py::arg("memo_bits") = 15, py::arg("isa") = "")
+           py::arg("units") = true, py::arg("memo_bits") = 15, py::arg("isa") = "",
+           py::arg("chunk") = size_t{1} << 16)
       .def("encode", &PyTokenizer::encode, py::arg("text"), py::arg("pair"),
            py::arg("add_special_tokens"), py::arg("encode_special_tokens"))
       .def("encode_batch", &PyTokenizer::encode_batch, py::arg("texts"),

@@ -1,9 +1,5 @@
 #include "tokenizer/tokenizer.h"
 
-#include <algorithm>
-
-#include "tokenizer/ordered_parts.h"
-
 namespace llmjp::tokenizer {
 
 namespace {
@@ -118,100 +114,13 @@ void Tokenizer::encode(const Text& text, const Text* second, const EncodeOptions
   encode_whole(text, second, options, *workspace, out);
 }
 
-namespace {
-
-// Texts [begin, end) that one thread takes at a time.
-struct Part {
-  size_t begin;
-  size_t end;
-};
-
-// Parts large enough to be worth the start of a thread and the handing over, some 0.1 ms of work at
-// least, and small enough that no thread is left with a long tail.
-std::vector<Part> split(const std::vector<Text>& texts, size_t num_threads) {
-  constexpr size_t kPerText = 16;  // what a text costs by itself, in characters
-  constexpr size_t kLeast = size_t{1} << 14;
-  constexpr size_t kMost = size_t{1} << 16;
-  size_t total = 0;
-  for (const Text& text : texts) total += text.size + kPerText;
-  const size_t size = std::clamp(total / (8 * num_threads), kLeast, kMost);
-  std::vector<Part> parts;
-  parts.reserve(total / size + 1);
-  size_t begin = 0;
-  size_t characters = 0;
-  for (size_t i = 0; i < texts.size(); ++i) {
-    characters += texts[i].size + kPerText;
-    if (characters >= size || i + 1 == texts.size()) {
-      parts.push_back({begin, i + 1});
-      begin = i + 1;
-      characters = 0;
-    }
-  }
-  return parts;
-}
-
-}  // namespace
-
-template <class Id>
-void Tokenizer::encode_batch(
-    const std::vector<Text>& texts, const EncodeOptions& options, size_t num_threads,
-    const std::function<void(std::span<const EncodedTexts<Id>>)>& take) const {
-  const std::vector<Part> parts = split(texts, num_threads);
-  std::vector<WorkspacePool::Lease> workspaces;
-  const size_t workers = std::max<size_t>(1, std::min(num_threads, parts.size()));
-  workspaces.reserve(workers);
-  for (size_t i = 0; i < workers; ++i) workspaces.push_back(lend_workspace());
-  std::vector<int64_t> counts(texts.size());
-  const auto encode_part = [&](size_t worker, size_t part, IdBuffer<Id>& ids) {
-    for (size_t i = parts[part].begin; i < parts[part].end; ++i) {
-      const size_t before = ids.size();
-      encode_whole(texts[i], nullptr, options, *workspaces[worker], ids);
-      counts[i] = static_cast<int64_t>(ids.size() - before);
-    }
-  };
-  std::vector<EncodedTexts<Id>> encoded;
-  const auto take_parts = [&](size_t begin, size_t end, const auto& ids_of) {
-    encoded.clear();
-    for (size_t part = begin; part < end; ++part)
-      encoded.push_back({parts[part].begin, parts[part].end, ids_of(part).data(), counts.data()});
-    take(encoded);
-  };
-  OrderedParts<IdBuffer<Id>>(parts.size()).run(workers, encode_part, take_parts);
-}
-
-template <class Id>
-void Tokenizer::encode_ragged(const std::vector<Text>& texts, const EncodeOptions& options,
-                              size_t num_threads, IdBuffer<Id>& out, int64_t* offsets) const {
-  offsets[0] = 0;
-  if (num_threads <= 1 || split(texts, num_threads).size() <= 1) {
-    const WorkspacePool::Lease workspace = lend_workspace();
-    for (size_t i = 0; i < texts.size(); ++i) {
-      encode_whole(texts[i], nullptr, options, *workspace, out);
-      offsets[i + 1] = static_cast<int64_t>(out.size());
-    }
-    return;
-  }
-  encode_batch<Id>(texts, options, num_threads, [&](std::span<const EncodedTexts<Id>> encoded) {
-    for (const EncodedTexts<Id>& part : encoded) {
-      for (size_t i = part.begin; i < part.end; ++i) offsets[i + 1] = offsets[i] + part.counts[i];
-      out.append(part.ids, static_cast<size_t>(offsets[part.end] - offsets[part.begin]));
-    }
-  });
-}
-
 template void Tokenizer::encode(const Text&, const Text*, const EncodeOptions&,
                                 IdBuffer<uint16_t>&) const;
 template void Tokenizer::encode(const Text&, const Text*, const EncodeOptions&,
                                 IdBuffer<uint32_t>&) const;
-template void Tokenizer::encode_batch(
-    const std::vector<Text>&, const EncodeOptions&, size_t,
-    const std::function<void(std::span<const EncodedTexts<uint16_t>>)>&) const;
-template void Tokenizer::encode_batch(
-    const std::vector<Text>&, const EncodeOptions&, size_t,
-    const std::function<void(std::span<const EncodedTexts<uint32_t>>)>&) const;
-template void Tokenizer::encode_ragged(const std::vector<Text>&, const EncodeOptions&, size_t,
-                                       IdBuffer<uint16_t>&, int64_t*) const;
-template void Tokenizer::encode_ragged(const std::vector<Text>&, const EncodeOptions&, size_t,
-                                       IdBuffer<uint32_t>&, int64_t*) const;
+template void Tokenizer::encode_whole(const Text&, const Text*, const EncodeOptions&, Workspace&,
+                                      IdBuffer<uint16_t>&) const;
+template void Tokenizer::encode_whole(const Text&, const Text*, const EncodeOptions&, Workspace&,
+                                      IdBuffer<uint32_t>&) const;
 
 }  // namespace llmjp::tokenizer

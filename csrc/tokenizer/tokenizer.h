@@ -65,14 +65,19 @@ class Tokenizer {
                     const std::function<void(std::span<const EncodedTexts<Id>>)>& take) const;
 
   // Appends the ids of all texts to `out`; those of text i are [offsets[i], offsets[i + 1]), for
-  // which there is room. One thread writes nowhere else. With several, the ids of parts that are
-  // finished ahead of their turn, or being searched, take memory besides `out`.
+  // which there is room. One thread writes nowhere else. With several, ids take memory besides
+  // `out` while they are searched or wait for their turn, a long text's until it is complete.
   template <class Id>
   void encode_ragged(const std::vector<Text>& texts, const EncodeOptions& options,
                      size_t num_threads, IdBuffer<Id>& out, int64_t* offsets) const;
 
  private:
+  template <class Id>
+  class LongText;
+
   WorkspacePool::Lease lend_workspace() const;
+  // Whether the ids of a text may be put together from chunks.
+  bool divisible(const Text& text, const EncodeOptions& options) const;
 
   template <class Char, class Id>
   void encode_text(const Char* text, size_t size, const EncodeOptions& options,

@@ -27,16 +27,18 @@ size_t find_literal(const Char* text, size_t from, size_t size) {
 }  // namespace
 
 template <class Char, class Id>
-void UnitSearch::run(const Char* text, size_t size, bool prefix, IdBuffer<Id>& out) {
-  if (size == 0 && !prefix) return;
+PathSum UnitSearch::run(const Char* text, size_t size, bool prefix, IdBuffer<Id>& out,
+                        OpenStretches* open) {
+  Segment<Id> segment{out, 0.0, out.size(), open};
+  if (size == 0 && !prefix) return {segment.sum, segment.summed};
   memo_.allocate();
   long_memo_.allocate();
-  Segment<Id> segment{out, 0.0, out.size()};
   if constexpr (sizeof(Char) == 4) {
     run_wide(text, size, prefix, segment);
   } else {
     run_between_literals(text, size, prefix, segment);
   }
+  return {segment.sum, segment.summed};
 }
 
 // Characters beyond U+FFFF stand alone; the text between them is copied, in parts of bounded size.
@@ -213,6 +215,7 @@ void UnitSearch::append_unit(const Char* unit, size_t length, Segment<Id>& segme
 // A unit that integer scores do not settle, or a long one.
 template <class Char, class Id>
 void UnitSearch::append_unsettled(const Char* unit, size_t length, Segment<Id>& segment) {
+  if (segment.open != nullptr) return search_plainly(unit, length, false, segment);
   if constexpr (sizeof(Char) < 4) {
     const auto within_limit = [&] {
       const auto more = static_cast<double>(segment.out.size() - segment.summed);
@@ -272,7 +275,11 @@ bool UnitSearch::append_through(Memo& memo, const typename Memo::Key& key, const
 template <class Id>
 void UnitSearch::append_unknown(char32_t c, Segment<Id>& segment) {
   if (is_surrogate(c)) throw LoneSurrogate();
-  segment.sum = fold(segment) + model_.spec.unknown_score;
+  if (segment.open == nullptr) {
+    segment.sum = fold(segment) + model_.spec.unknown_score;
+  } else if (!rules_.literals_apart()) {
+    return segment.open->add(&c, 1, segment.out.size());
+  }
   uint8_t bytes[4];
   const int length = encode_utf8(model_.normalize(c), bytes);
   for (int i = 0; i < length; ++i)
@@ -330,11 +337,15 @@ uint8_t UnitSearch::solve(const Char* unit, size_t length, Id* ids) const {
   return static_cast<uint8_t>(count);
 }
 
-template void UnitSearch::run(const uint8_t*, size_t, bool, IdBuffer<uint16_t>&);
-template void UnitSearch::run(const char16_t*, size_t, bool, IdBuffer<uint16_t>&);
-template void UnitSearch::run(const char32_t*, size_t, bool, IdBuffer<uint16_t>&);
-template void UnitSearch::run(const uint8_t*, size_t, bool, IdBuffer<uint32_t>&);
-template void UnitSearch::run(const char16_t*, size_t, bool, IdBuffer<uint32_t>&);
-template void UnitSearch::run(const char32_t*, size_t, bool, IdBuffer<uint32_t>&);
+template PathSum UnitSearch::run(const uint8_t*, size_t, bool, IdBuffer<uint16_t>&, OpenStretches*);
+template PathSum UnitSearch::run(const char16_t*, size_t, bool, IdBuffer<uint16_t>&,
+                                 OpenStretches*);
+template PathSum UnitSearch::run(const char32_t*, size_t, bool, IdBuffer<uint16_t>&,
+                                 OpenStretches*);
+template PathSum UnitSearch::run(const uint8_t*, size_t, bool, IdBuffer<uint32_t>&, OpenStretches*);
+template PathSum UnitSearch::run(const char16_t*, size_t, bool, IdBuffer<uint32_t>&,
+                                 OpenStretches*);
+template PathSum UnitSearch::run(const char32_t*, size_t, bool, IdBuffer<uint32_t>&,
+                                 OpenStretches*);
 
 }  // namespace llmjp::tokenizer

@@ -26,6 +26,35 @@
 
 namespace llmjp::tokenizer {
 
+// The sum of a segment's path up to out[summed] of the ids. Ids behind it are those of pieces that
+// stand for themselves.
+struct PathSum {
+  double sum = 0.0;
+  size_t summed = 0;
+};
+
+// Stretches of a segment whose ids depend on the sum before them, left open by a search that begins
+// in a segment's midst and does not know it.
+struct OpenStretches {
+  struct Stretch {
+    size_t at;      // so many ids come before it
+    size_t length;  // in characters
+  };
+
+  template <class Char>
+  void add(const Char* text, size_t size, size_t at) {
+    stretches.push_back({at, size});
+    for (size_t i = 0; i < size; ++i) characters.push_back(static_cast<char32_t>(text[i]));
+  }
+  void clear() {
+    stretches.clear();
+    characters.clear();
+  }
+
+  std::vector<Stretch> stretches;
+  std::u32string characters;  // of all of them
+};
+
 class UnitSearch {
  public:
   UnitSearch(const Model& model, const UnitRules& rules, SequentialSearch& sequential,
@@ -41,8 +70,14 @@ class UnitSearch {
 
   // Appends the ids of a segment, with "▁" before it if `prefix`. Its text holds no added token
   // that is looked for in raw text. rules.usable(). Throws LoneSurrogate.
+  //
+  // With `open` the text is what follows a cut in a segment's midst, and stretches that need the
+  // sum up to there are left out and noted instead; the caller sees to it that the sums of the
+  // whole segment stay below rules.sum_limit(). Byte ids are then those of unknown characters alone
+  // if rules.literals_apart(), else those of spelled-out byte pieces alone. Else returns the sum.
   template <class Char, class Id>
-  void run(const Char* text, size_t size, bool prefix, IdBuffer<Id>& out);
+  PathSum run(const Char* text, size_t size, bool prefix, IdBuffer<Id>& out,
+              OpenStretches* open = nullptr);
 
  private:
   static constexpr size_t kLongestUnit = UnitRules::kLongestUnit;
@@ -74,6 +109,7 @@ class UnitSearch {
     IdBuffer<Id>& out;
     double sum;  // of doubles, up to the id at `summed`
     size_t summed;
+    OpenStretches* open;  // not null: the sum is not known
   };
 
   // The sum of doubles so far. All ids since the last call are pieces that stand for themselves.
@@ -88,6 +124,7 @@ class UnitSearch {
 
   template <class Char, class Id>
   void search_plainly(const Char* text, size_t size, bool prefix, Segment<Id>& segment) {
+    if (segment.open != nullptr) return segment.open->add(text, size, segment.out.size());
     segment.sum = sequential_.run(text, size, prefix, fold(segment), segment.out);
     segment.summed = segment.out.size();
   }

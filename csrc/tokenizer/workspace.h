@@ -18,6 +18,7 @@ namespace llmjp::tokenizer {
 struct SearchOptions {
   bool units = true;   // where the vocabulary allows; false: the plain search, for comparison
   int memo_bits = 15;  // 2^15 sets: 2 MB a thread, what a core's caches hold
+  size_t chunk = size_t{1} << 16;  // characters of a long text that a thread takes at a time
   host::InstructionSet instructions = host::InstructionSet::kGeneric;  // that the CPU has
 };
 
