@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llmjp_ext.ops.bias_gelu import bias_gelu as bias_gelu
     from llmjp_ext.ops.cross_entropy import cross_entropy as cross_entropy
     from llmjp_ext.ops.layer_norm import layer_norm as layer_norm
+    from llmjp_ext.ops.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
     from llmjp_ext.ops.rms_norm import rms_norm as rms_norm
     from llmjp_ext.ops.rotary import rotary as rotary
     from llmjp_ext.ops.sample import sample as sample
@@ -31,6 +32,7 @@ _HOME_OF_NAME = {
     "bias_gelu": "llmjp_ext.ops.bias_gelu",
     "cross_entropy": "llmjp_ext.ops.cross_entropy",
     "layer_norm": "llmjp_ext.ops.layer_norm",
+    "linear_cross_entropy": "llmjp_ext.ops.linear_cross_entropy",
     "rms_norm": "llmjp_ext.ops.rms_norm",
     "rotary": "llmjp_ext.ops.rotary",
     "sample": "llmjp_ext.ops.sample",
@@ -46,6 +48,7 @@ __all__ = [
     "bias_gelu",
     "cross_entropy",
     "layer_norm",
+    "linear_cross_entropy",
     "nn",
     "reference",
     "rms_norm",

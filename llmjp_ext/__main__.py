@@ -72,6 +72,9 @@ def report_ops() -> list[tuple[str, str]]:
         importlib.import_module(f"llmjp_ext.ops.{module.name}")
     facts = []
     for name in _library.op_names():
+        if _library.is_composed(name):
+            facts.append((f"op {name}", "CUDA and CPU: matrix products and other ops"))
+            continue
         cuda = "CUDA kernel" if _library.has_cuda_kernel(name) else "PyTorch implementation"
         facts.append((f"op {name}", f"CUDA: {cuda}; CPU: PyTorch implementation"))
     return facts

@@ -23,6 +23,7 @@ LIBRARY_PATH = Path(__file__).parent / "_ops.so"
 
 _definitions = torch.library.Library(NAMESPACE, "FRAGMENT")
 _kernels_from_library: set[str] = set()
+_composed: set[str] = set()
 
 
 def check_torch_version(version: str) -> None:
@@ -122,3 +123,24 @@ def register_implementation(name: str, function: Callable[..., Any]) -> None:
         return function(*arguments)
 
     _definitions.impl(name, on_cuda, "CUDA")
+
+
+def define_composed(name: str, signature: str, function: Callable[..., Any]) -> None:
+    """Defines an op made of matrix products and other ops, the same code on every device.
+
+    It has no kernel of its own that a build could lack, so nothing is announced for it; the ops
+    that it calls speak for themselves.
+
+    Args:
+        name: of the op.
+        signature: arguments and results as in a schema, "(Tensor x) -> Tensor".
+        function: the implementation.
+    """
+    _definitions.define(name + signature, tags=(torch.Tag.pt2_compliant_tag,))
+    _definitions.impl(name, function, "CompositeExplicitAutograd")
+    _composed.add(name)
+
+
+def is_composed(name: str) -> bool:
+    """Whether the op `name` was defined by define_composed."""
+    return name in _composed

@@ -289,6 +289,9 @@ def test_report_names_versions_build_and_choices(capsys: pytest.CaptureFixture[s
     )
     assert any(name.startswith("GPU") for name in facts)
     for op in _library.op_names():
+        if _library.is_composed(op):
+            assert facts[f"op {op}"].startswith("CUDA and CPU: matrix products")
+            continue
         kind = "CUDA kernel" if _library.has_cuda_kernel(op) else "PyTorch implementation"
         assert facts[f"op {op}"].startswith(f"CUDA: {kind}")
     assert facts["tokenizer"].endswith(".so")

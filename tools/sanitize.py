@@ -191,6 +191,30 @@ def sanitize_cross_entropy(device: torch.device) -> int:
     return calls
 
 
+def sanitize_linear_cross_entropy(device: torch.device) -> int:
+    """Several chunks, the last not full; weights of 16 bits and of 32; all reductions."""
+    tokens, width, calls = 8200, 64, 0
+    for dtype, vocab, reduction in itertools.product(
+        (FLOAT32, FLOAT16, BFLOAT16), (1023, 50688), ("mean", "sum", "none")
+    ):
+        hidden = torch.randn(tokens, width, device=device, dtype=dtype, requires_grad=True)
+        weight = torch.randn(vocab, width, device=device, dtype=dtype, requires_grad=True)
+        targets = torch.randint(0, vocab - 13, (tokens,), device=device)
+        loss = llmjp_ext.linear_cross_entropy(
+            hidden, weight, targets, valid_vocab=vocab - 13, reduction=reduction
+        )
+        loss.sum().backward()
+        logits = hidden.detach()[:64].float() @ weight.detach()[: vocab - 13].float().t()
+        expected = torch.nn.functional.cross_entropy(logits, targets[:64], reduction="none")
+        if reduction == "none":
+            torch.testing.assert_close(loss[:64], expected, rtol=0.05, atol=0.05)
+        for leaf in (hidden, weight):
+            assert leaf.grad is not None
+            assert bool(leaf.grad.isfinite().all())
+        calls += 2
+    return calls
+
+
 def sanitize_attention(device: torch.device) -> int:
     """Every tile of the forward kernels, with lengths and widths that end inside a tile."""
     lengths = ((1, 1), (17, 203), (128, 128), (300, 65))
@@ -235,6 +259,7 @@ def main() -> int:
         ("swiglu", sanitize_swiglu),
         ("rotary", sanitize_rotary),
         ("cross_entropy", sanitize_cross_entropy),
+        ("linear_cross_entropy", sanitize_linear_cross_entropy),
         ("attention", sanitize_attention),
     ):
         calls = sanitize(torch.device("cuda"))

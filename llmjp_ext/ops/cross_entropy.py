@@ -107,14 +107,15 @@ def cross_entropy(
     else:
         loss, largest, log_sum = _library.ops.cross_entropy_fwd(*arguments)
     counted = targets != ignore_index
-    reduced = _reduce(loss, counted, reduction)
+    reduced = reduce_rows(loss, counted, reduction)
     if not return_z_loss:
         return reduced
     z = (z_loss * (largest + log_sum).square()).masked_fill(~counted, 0.0)
-    return reduced, _reduce(z, counted, reduction)
+    return reduced, reduce_rows(z, counted, reduction)
 
 
-def _reduce(values: Tensor, counted: Tensor, reduction: str) -> Tensor:
+def reduce_rows(values: Tensor, counted: Tensor, reduction: str) -> Tensor:
+    """The rows' values as "none", "sum" or "mean" over the rows that are counted."""
     if reduction == "none":
         return values
     return values.sum() / counted.sum() if reduction == "mean" else values.sum()
@@ -130,33 +131,49 @@ def _check(
 ) -> None:
     if logits.dtype not in FLOATS:
         raise TypeError(f"cross_entropy: logits must be {FLOAT_NAMES}, got {logits.dtype}.")
-    if targets.dtype != torch.int64:
-        raise TypeError(f"cross_entropy: targets must be int64 class ids, got {targets.dtype}.")
     if logits.ndim == 0 or logits.shape[:-1] != targets.shape:
         raise ValueError(
             f"cross_entropy: logits must be targets' shape {list(targets.shape)} and a last "
             f"dimension of classes, got {list(logits.shape)}."
         )
-    if targets.device != logits.device:
-        raise ValueError(
-            f"cross_entropy: targets must be on logits' device {logits.device}, "
-            f"got {targets.device}."
-        )
+    check_loss(
+        "cross_entropy",
+        targets,
+        logits.device,
+        logits.shape[-1],
+        label_smoothing,
+        z_loss,
+        valid_vocab,
+        reduction,
+    )
+
+
+def check_loss(
+    op: str,
+    targets: Tensor,
+    device: torch.device,
+    classes: int,
+    label_smoothing: float,
+    z_loss: float,
+    valid_vocab: int | None,
+    reduction: str,
+) -> None:
+    """Checks what linear_cross_entropy takes too; raises TypeError or ValueError in op's name."""
+    if targets.dtype != torch.int64:
+        raise TypeError(f"{op}: targets must be int64 class ids, got {targets.dtype}.")
+    if targets.device != device:
+        raise ValueError(f"{op}: targets must be on device {device}, got {targets.device}.")
     if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(
-            f"cross_entropy: label_smoothing must be in [0, 1], got {label_smoothing}."
-        )
+        raise ValueError(f"{op}: label_smoothing must be in [0, 1], got {label_smoothing}.")
     if not z_loss >= 0.0:
-        raise ValueError(f"cross_entropy: z_loss must not be negative, got {z_loss}.")
-    if valid_vocab is not None and not 1 <= valid_vocab <= logits.shape[-1]:
+        raise ValueError(f"{op}: z_loss must not be negative, got {z_loss}.")
+    if valid_vocab is not None and not 1 <= valid_vocab <= classes:
         raise ValueError(
-            f"cross_entropy: valid_vocab must be from 1 to {logits.shape[-1]}, the classes of "
-            f"logits, got {valid_vocab}."
+            f"{op}: valid_vocab must be from 1 to {classes}, the number of classes, "
+            f"got {valid_vocab}."
         )
     if reduction not in _REDUCTIONS:
-        raise ValueError(
-            f"cross_entropy: reduction must be 'mean', 'sum' or 'none', got {reduction!r}."
-        )
+        raise ValueError(f"{op}: reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
 
 
 class _CrossEntropy(torch.autograd.Function):
