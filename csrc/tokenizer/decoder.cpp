@@ -92,6 +92,7 @@ void Decoder::settle_start(bool from_bytes, bool& started, std::string& out) con
 
 std::string Decoder::decode(const int64_t* ids, size_t count, bool skip_special) const {
   std::string out;
+  out.reserve(4 * count);  // what a piece has in most texts, about
   std::string bytes;
   bool started = false;
   const auto flush = [&] {

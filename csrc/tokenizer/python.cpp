@@ -204,7 +204,7 @@ class PyTokenizer {
     const std::vector<int64_t> values = ids_of(ids);
     std::string text;
     {
-      const py::gil_scoped_release unlocked;
+      const Unlocked unlocked(values.size());
       text = tokenizer_->decoder().decode(values.data(), values.size(), skip_special);
     }
     return str_of(text);

@@ -6,8 +6,10 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "tokenizer/id_buffer.h"
@@ -28,31 +30,56 @@ inline int64_t id_of(PyObject* object) {
   return value;
 }
 
-inline std::vector<int64_t> ids_of_array(const pybind11::array& array) {
-  namespace py = pybind11;
-  const char kind = array.dtype().kind();
-  if (array.ndim() != 1 || (kind != 'i' && kind != 'u')) {
-    throw py::type_error("an array of ids must be one-dimensional and of an integer type, got " +
-                         std::string(py::str(array.dtype())) + " with " +
-                         std::to_string(array.ndim()) + " dimensions");
-  }
+// Ids of an array whose items are of type `Item`, wherever they lie.
+template <class Item>
+std::vector<int64_t> ids_of_items(const pybind11::array& array) {
   std::vector<int64_t> ids(static_cast<size_t>(array.size()));
-  constexpr int kFlags = py::array::c_style | py::array::forcecast;
-  if (kind == 'u') {
-    const auto wide = py::array_t<uint64_t, kFlags>::ensure(array);
-    if (!wide) throw py::error_already_set();
-    constexpr uint64_t kMost = std::numeric_limits<int64_t>::max();
-    for (size_t i = 0; i < ids.size(); ++i)
-      ids[i] = static_cast<int64_t>(std::min(wide.data()[i], kMost));
-    return ids;
-  }
-  const auto wide = py::array_t<int64_t, kFlags>::ensure(array);
-  if (!wide) throw py::error_already_set();
-  std::copy_n(wide.data(), ids.size(), ids.begin());
-  for (const int64_t id : ids) {
-    if (id < 0) throw py::value_error("ids must not be negative, got " + std::to_string(id));
+  const char* item = static_cast<const char*>(array.data());
+  const pybind11::ssize_t stride = array.strides(0);
+  for (int64_t& id : ids) {
+    Item value;
+    std::memcpy(&value, item, sizeof value);
+    item += stride;
+    if constexpr (std::is_signed_v<Item>) {
+      if (value < 0)
+        throw pybind11::value_error("ids must not be negative, got " + std::to_string(value));
+      id = value;
+    } else {
+      id = static_cast<int64_t>(
+          std::min<uint64_t>(value, uint64_t{std::numeric_limits<int64_t>::max()}));
+    }
   }
   return ids;
+}
+
+inline std::vector<int64_t> ids_of_array(const pybind11::array& array) {
+  namespace py = pybind11;
+  const py::dtype type = array.dtype();
+  const char kind = type.kind();
+  if (array.ndim() != 1 || (kind != 'i' && kind != 'u')) {
+    throw py::type_error("an array of ids must be one-dimensional and of an integer type, got " +
+                         std::string(py::str(type)) + " with " + std::to_string(array.ndim()) +
+                         " dimensions");
+  }
+  const bool is_signed = kind == 'i';
+  if (type.byteorder() == '=' || type.byteorder() == '|') {
+    switch (type.itemsize()) {
+      case 1:
+        return is_signed ? ids_of_items<int8_t>(array) : ids_of_items<uint8_t>(array);
+      case 2:
+        return is_signed ? ids_of_items<int16_t>(array) : ids_of_items<uint16_t>(array);
+      case 4:
+        return is_signed ? ids_of_items<int32_t>(array) : ids_of_items<uint32_t>(array);
+      default:
+        return is_signed ? ids_of_items<int64_t>(array) : ids_of_items<uint64_t>(array);
+    }
+  }
+  const auto converted = [&](const auto& wide) {
+    if (!wide) throw py::error_already_set();
+    return ids_of_items<typename std::decay_t<decltype(wide)>::value_type>(wide);
+  };
+  return is_signed ? converted(py::array_t<int64_t, py::array::forcecast>::ensure(array))
+                   : converted(py::array_t<uint64_t, py::array::forcecast>::ensure(array));
 }
 
 inline std::vector<int64_t> ids_of(const pybind11::handle& object) {
@@ -64,10 +91,15 @@ inline std::vector<int64_t> ids_of(const pybind11::handle& object) {
   if (!items) throw py::error_already_set();
   std::vector<int64_t> ids;
   ids.reserve(static_cast<size_t>(PySequence_Fast_GET_SIZE(items.ptr())));
-  // The size anew in each step: an item's __index__ may be Python code, and change the list.
+  // The size anew in each step: an item's __index__ may be Python code, and change the list. An int
+  // has none, and needs no reference of its own.
   for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(items.ptr()); ++i) {
-    const auto item = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(items.ptr(), i));
-    ids.push_back(id_of(item.ptr()));
+    PyObject* const item = PySequence_Fast_GET_ITEM(items.ptr(), i);
+    if (PyLong_CheckExact(item)) {
+      ids.push_back(id_of(item));
+    } else {
+      ids.push_back(id_of(py::reinterpret_borrow<py::object>(item).ptr()));
+    }
   }
   return ids;
 }
