@@ -109,6 +109,18 @@ def test_page_quotes_no_rough_figures(
     assert report.main([str(results)]) == 0 and "encode_ragged" in capsys.readouterr().out
 
 
+def test_results_without_facts_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows of another benchmark, and rows that do not say what they measure: one line, no table."""
+    results = tmp_path / "results.jsonl"
+    others = [{"benchmark": "layer_norm", "facts": {"kind": "encode"}}, {"benchmark": "tokenizer"}]
+    results.write_text("".join(json.dumps(row) + "\n" for row in others))
+    assert report.main([str(results)]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and "has no rows of the benchmark tokenizer" in printed.err
+
+
 def test_plot_shows_every_kind_of_text(rows: list[dict], tmp_path: Path) -> None:
     """An SVG of modest size that names the texts and candidates, the same at every drawing."""
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
