@@ -64,6 +64,11 @@ def tile_chunks(kernel: Kernel) -> int:
     return int(match[2]) // chunk_of(kernel)
 
 
+def drops(kernel: Kernel) -> bool:
+    """Whether this instantiation of a LayerNorm forward kernel has dropout."""
+    return kernel.arguments[-2] == "true"
+
+
 def is_scalar(kernel: Kernel) -> bool:
     """Whether this instantiation serves rows that are not 16-byte aligned."""
     return kernel.arguments[-1] == "1"
@@ -100,23 +105,28 @@ class AttentionTile:
 
 
 EXPECTATIONS: dict[str, Expectation] = {
-    # x (and the residual) once, y once; mean and rstd are the two narrow stores.
+    # x (and the residual) once, y once; mean and rstd are the two narrow stores, seed and offset of
+    # dropout the narrow loads.
     "layer_norm_forward_tile_kernel": Expectation(
         wide=lambda kernel: {"LDG": tile_chunks(kernel), "STG": tile_chunks(kernel)},
-        narrow=lambda kernel: {"LDG": 0, "STG": 2},
+        narrow=lambda kernel: {"LDG": 2 if drops(kernel) else 0, "STG": 2},
     ),
     "layer_norm_forward_loop_kernel": Expectation(
         wide=lambda kernel: {} if is_scalar(kernel) else {"LDG": 2, "STG": 1},
-        narrow=lambda kernel: None if is_scalar(kernel) else {"LDG": 0, "STG": 2},
+        narrow=lambda kernel: (
+            None if is_scalar(kernel) else {"LDG": 2 if drops(kernel) else 0, "STG": 2}
+        ),
     ),
-    # Rows arrive by cp.async, before the loop and inside it; mean and rstd are read narrow.
+    # Rows arrive by cp.async, before the loop and inside it; mean and rstd are read narrow, and so
+    # are dropout's seed and offset for each chunk, from the first-level cache: registers for them
+    # would cost those who drop nothing.
     "layer_norm_backward_tile_kernel": Expectation(
         wide=lambda kernel: {"LDGSTS": 2 * tile_chunks(kernel), "STG": tile_chunks(kernel)},
-        narrow=lambda kernel: {"LDG": 2, "STG": 0, "LDGSTS": 0},
+        narrow=lambda kernel: {"LDG": 2 + 2 * tile_chunks(kernel), "STG": 0, "LDGSTS": 0},
     ),
     "layer_norm_backward_loop_kernel": Expectation(
         wide=lambda kernel: {} if is_scalar(kernel) else {"LDG": 2, "STG": 1},
-        narrow=lambda kernel: None if is_scalar(kernel) else {"LDG": 2, "STG": 0},
+        narrow=lambda kernel: None if is_scalar(kernel) else {"LDG": 4, "STG": 0},
     ),
     # Sums of a chunk's columns are stored one by one, once for a whole slab of rows.
     "layer_norm_backward_columns_kernel": Expectation(

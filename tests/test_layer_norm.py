@@ -197,10 +197,10 @@ def test_opcheck() -> None:
         (ops.layer_norm_fwd, (x, weight, bias, 1e-5)),
         (ops.layer_norm_fwd, (x.bfloat16(), weight, None, 1e-5)),
         (ops.layer_norm_fwd, (x[:0], weight, None, 1e-5)),
-        (ops.add_layer_norm_fwd, (x, r, weight, bias, 1e-5)),
-        (ops.add_layer_norm_fwd, (x.half(), r, weight, bias, 1e-5)),
-        (ops.layer_norm_bwd, (grad, None, x, weight, mean, rstd, True)),
-        (ops.layer_norm_bwd, (grad, r, x, weight, mean, rstd, False)),
+        (ops.add_layer_norm_fwd, (x, r, weight, bias, None, 1e-5, 0.0)),
+        (ops.add_layer_norm_fwd, (x.half(), r, weight, bias, None, 1e-5, 0.0)),
+        (ops.layer_norm_bwd, (grad, None, x, weight, mean, rstd, None, 0.0, True)),
+        (ops.layer_norm_bwd, (grad, r, x, weight, mean, rstd, None, 0.0, False)),
     ):
         torch.library.opcheck(function, arguments)
 
@@ -335,5 +335,5 @@ def test_the_native_op_refuses_what_would_read_beyond_memory(device: str) -> Non
         _library.ops.layer_norm_fwd(x.double(), vector().to(device), None, 1e-5)
     with pytest.raises(RuntimeError, match=r"mean must have shape \[2\]"):
         _library.ops.layer_norm_bwd(
-            x, None, x, vector().to(device), statistics[:1], statistics, True
+            x, None, x, vector().to(device), statistics[:1], statistics, None, 0.0, True
         )

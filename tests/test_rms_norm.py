@@ -175,9 +175,9 @@ def test_opcheck() -> None:
     for function, arguments in (
         (ops.rms_norm_fwd, (x, weight, 1e-6)),
         (ops.rms_norm_fwd, (x[:0].half(), weight, 1e-6)),
-        (ops.add_rms_norm_fwd, (x.bfloat16(), torch.randn(5, 2, 24), weight, 1e-6)),
-        (ops.rms_norm_bwd, (x, None, x, weight, rstd)),
-        (ops.rms_norm_bwd, (x.bfloat16(), x, x, weight, rstd)),
+        (ops.add_rms_norm_fwd, (x.bfloat16(), torch.randn(5, 2, 24), weight, None, 1e-6, 0.0)),
+        (ops.rms_norm_bwd, (x, None, x, weight, rstd, None, 0.0)),
+        (ops.rms_norm_bwd, (x.bfloat16(), x, x, weight, rstd, None, 0.0)),
     ):
         torch.library.opcheck(function, arguments)
 
@@ -267,4 +267,4 @@ def test_the_native_op_refuses_what_would_read_beyond_memory(device: str) -> Non
     with pytest.raises(RuntimeError, match="x must be float32, float16 or bfloat16, got Double"):
         ops.rms_norm_fwd(x.double(), weight, 1e-6)
     with pytest.raises(RuntimeError, match=r"rstd must have shape \[2\], got \[1\]"):
-        ops.rms_norm_bwd(x, None, x, weight, weight[:1])
+        ops.rms_norm_bwd(x, None, x, weight, weight[:1], None, 0.0)

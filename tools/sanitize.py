@@ -109,6 +109,25 @@ def sanitize_rms_norm(device: torch.device) -> int:
     return 2 * len(cases)
 
 
+def sanitize_norm_dropout(device: torch.device) -> int:
+    """Every tile and the looping kernels with dropout, forward and backward."""
+    cases = list(itertools.product((7, 1023, *TILE_WIDTHS, 32768), MIXED_DTYPES + SAME_DTYPES))
+    for width, (x_dtype, residual_dtype, weight_dtype) in cases:
+        x = torch.ones(ROWS, width, device=device, dtype=x_dtype, requires_grad=True)
+        residual = torch.randn(ROWS, width, device=device, dtype=residual_dtype)
+        weight = torch.ones(width, device=device, dtype=weight_dtype, requires_grad=True)
+        for norm in (
+            lambda x, w, **options: llmjp_ext.layer_norm(x, w, None, **options),
+            llmjp_ext.rms_norm,
+        ):
+            y, r = norm(x, weight, residual=residual, dropout_p=0.5)
+            (y.float().sum() + r.float().sum()).backward()
+            assert x.grad is not None
+            assert bool(((x.grad == 0) == ((r.float() - residual.float()).abs() < 1)).all())
+            x.grad = None
+    return 4 * len(cases)
+
+
 def sanitize_bias_gelu(device: torch.device) -> int:
     """Both functions, with and without a bias, aligned and not, few rows and many."""
     shapes = ((1, 8), (5, 1023), (9, 4096), (3001, 264), (PERSISTENT_ELEMENTS // 8192, 8192))
@@ -255,6 +274,7 @@ def main() -> int:
     for name, sanitize in (
         ("layer_norm", sanitize_layer_norm),
         ("rms_norm", sanitize_rms_norm),
+        ("norm dropout", sanitize_norm_dropout),
         ("bias_gelu", sanitize_bias_gelu),
         ("swiglu", sanitize_swiglu),
         ("rotary", sanitize_rotary),

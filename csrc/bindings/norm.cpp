@@ -48,6 +48,29 @@ void check_types(host::DType x, host::DType row, host::DType weight, const char*
 // RMSNorm is LayerNorm that is not centred.
 enum class Kind { kLayerNorm, kRmsNorm };
 
+// Dropout before the residual addition: seed and offset on the device, and the share.
+struct Dropping {
+  std::optional<Tensor> random_state;
+  float share;
+
+  Dropping(const std::optional<Tensor>& state, double dropout_p, const Tensor& like, const char* op)
+      : share(static_cast<float>(dropout_p)) {
+    check(dropout_p >= 0 && dropout_p < 1, op, ": dropout_p must be at least 0 and below 1, got ",
+          dropout_p, ".");
+    check((dropout_p > 0) == state.has_value(), op, ": dropout_p is ", dropout_p,
+          ", and random_state is ", state ? "given" : "missing", "; dropout needs both.");
+    if (!state) return;
+    check_vector(*state, 2, like, op, "random_state");
+    check(state->scalar_type() == ScalarType::Long, op, ": random_state must be int64.");
+    random_state = as_array(*state);
+  }
+  Dropping() : share(0.0f) {}
+
+  const int64_t* data() const {
+    return random_state ? static_cast<const int64_t*>(random_state->const_data_ptr()) : nullptr;
+  }
+};
+
 // Forward with or without a residual: y, r (undefined without), mean (undefined in RMSNorm), rstd.
 struct ForwardResult {
   Tensor y;
@@ -57,7 +80,8 @@ struct ForwardResult {
 };
 
 ForwardResult forward(const Tensor& x, const Tensor* residual, const Tensor& weight,
-                      const std::optional<Tensor>& bias, double eps, Kind kind, const char* op) {
+                      const std::optional<Tensor>& bias, const Dropping& dropping, double eps,
+                      Kind kind, const char* op) {
   const DeviceScope scope(x);
   const bool centred = kind == Kind::kLayerNorm;
   const Rows x_rows = rows_of(x, op, "x");
@@ -91,6 +115,8 @@ ForwardResult forward(const Tensor& x, const Tensor* residual, const Tensor& wei
   params.residual = residual_rows ? residual_rows->data() : nullptr;
   params.weight = affine.weight.const_data_ptr();
   params.bias = affine.bias_data();
+  params.random = dropping.data();
+  params.dropout = dropping.share;
   params.y = result.y.mutable_data_ptr();
   params.r = residual_rows ? result.r.mutable_data_ptr() : nullptr;
   params.mean = centred ? static_cast<float*>(result.mean.mutable_data_ptr()) : nullptr;
@@ -110,39 +136,48 @@ ForwardResult forward(const Tensor& x, const Tensor* residual, const Tensor& wei
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm_fwd(const Tensor& x, const Tensor& weight,
                                                   const std::optional<Tensor>& bias, double eps) {
-  ForwardResult result = forward(x, nullptr, weight, bias, eps, Kind::kLayerNorm, "layer_norm_fwd");
+  ForwardResult result =
+      forward(x, nullptr, weight, bias, {}, eps, Kind::kLayerNorm, "layer_norm_fwd");
   return {result.y, result.mean, result.rstd};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm_fwd(const Tensor& x,
-                                                              const Tensor& residual,
-                                                              const Tensor& weight,
-                                                              const std::optional<Tensor>& bias,
-                                                              double eps) {
-  ForwardResult result =
-      forward(x, &residual, weight, bias, eps, Kind::kLayerNorm, "add_layer_norm_fwd");
+std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm_fwd(
+    const Tensor& x, const Tensor& residual, const Tensor& weight,
+    const std::optional<Tensor>& bias, const std::optional<Tensor>& random_state, double eps,
+    double dropout_p) {
+  constexpr const char* op = "add_layer_norm_fwd";
+  const Dropping dropping(random_state, dropout_p, x, op);
+  ForwardResult result = forward(x, &residual, weight, bias, dropping, eps, Kind::kLayerNorm, op);
   return {result.y, result.r, result.mean, result.rstd};
 }
 
 std::tuple<Tensor, Tensor> rms_norm_fwd(const Tensor& x, const Tensor& weight, double eps) {
   ForwardResult result =
-      forward(x, nullptr, weight, std::nullopt, eps, Kind::kRmsNorm, "rms_norm_fwd");
+      forward(x, nullptr, weight, std::nullopt, {}, eps, Kind::kRmsNorm, "rms_norm_fwd");
   return {result.y, result.rstd};
 }
 
 std::tuple<Tensor, Tensor, Tensor> add_rms_norm_fwd(const Tensor& x, const Tensor& residual,
-                                                    const Tensor& weight, double eps) {
+                                                    const Tensor& weight,
+                                                    const std::optional<Tensor>& random_state,
+                                                    double eps, double dropout_p) {
+  constexpr const char* op = "add_rms_norm_fwd";
+  const Dropping dropping(random_state, dropout_p, x, op);
   ForwardResult result =
-      forward(x, &residual, weight, std::nullopt, eps, Kind::kRmsNorm, "add_rms_norm_fwd");
+      forward(x, &residual, weight, std::nullopt, dropping, eps, Kind::kRmsNorm, op);
   return {result.y, result.r, result.rstd};
 }
 
+// dr_sum, dx (empty without dropout: as dr_sum), dweight, dbias.
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
 // `mean` is null in RMSNorm.
-std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& dy, const std::optional<Tensor>& dr,
-                                            const Tensor& r, const Tensor& weight,
-                                            const Tensor* mean, const Tensor& rstd, bool has_bias,
-                                            const char* op) {
+Gradients backward(const Tensor& dy, const std::optional<Tensor>& dr, const Tensor& r,
+                   const Tensor& weight, const Tensor* mean, const Tensor& rstd,
+                   const std::optional<Tensor>& random_state, double dropout_p, bool has_bias,
+                   const char* op) {
   const DeviceScope scope(r);
+  const Dropping dropping(random_state, dropout_p, r, op);
   const Rows r_rows = rows_of(r, op, "r");
   const Affine affine(weight, std::nullopt, r_rows, op);
   check_tensor(dy, r.sizes(), r, op, "dy");
@@ -165,9 +200,11 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& dy, const std::optiona
   const Tensor rstd_array = check_statistics(rstd, "rstd");
 
   const int64_t bias_length = has_bias ? r_rows.width : 0;
-  Tensor dx = torch::stable::new_empty(r, r.sizes());
+  Tensor dr_sum = torch::stable::new_empty(r, r.sizes());
+  Tensor dx = dropping.random_state ? torch::stable::new_empty(dy, dy.sizes())
+                                    : new_vector(dy, 0, dy.scalar_type());
   if (r_rows.rows == 0 || r_rows.width == 0) {
-    return {dx, new_zero_vector(weight, r_rows.width, weight.scalar_type()),
+    return {dr_sum, dx, new_zero_vector(weight, r_rows.width, weight.scalar_type()),
             new_zero_vector(weight, bias_length, weight.scalar_type())};
   }
   Tensor dweight = new_vector(weight, r_rows.width, weight.scalar_type());
@@ -181,7 +218,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& dy, const std::optiona
   params.centred = mean != nullptr;
   params.mean = params.centred ? static_cast<const float*>(mean_array.const_data_ptr()) : nullptr;
   params.rstd = static_cast<const float*>(rstd_array.const_data_ptr());
-  params.dx = dx.mutable_data_ptr();
+  params.random = dropping.data();
+  params.dropout = dropping.share;
+  params.dr_sum = dr_sum.mutable_data_ptr();
+  params.dx = dropping.random_state ? dx.mutable_data_ptr() : nullptr;
   params.dweight = dweight.mutable_data_ptr();
   params.dbias = has_bias ? dbias.mutable_data_ptr() : nullptr;
   params.rows = r_rows.rows;
@@ -196,21 +236,25 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& dy, const std::optiona
       new_vector(r, norm::layer_norm_backward_workspace(params), ScalarType::Float);
   params.workspace = static_cast<float*>(workspace.mutable_data_ptr());
   norm::layer_norm_backward(params, scope.stream());
-  return {dx, dweight, dbias};
+  return {dr_sum, dx, dweight, dbias};
 }
 
-std::tuple<Tensor, Tensor, Tensor> layer_norm_bwd(const Tensor& dy, const std::optional<Tensor>& dr,
-                                                  const Tensor& r, const Tensor& weight,
-                                                  const Tensor& mean, const Tensor& rstd,
-                                                  bool has_bias) {
-  return backward(dy, dr, r, weight, &mean, rstd, has_bias, "layer_norm_bwd");
+Gradients layer_norm_bwd(const Tensor& dy, const std::optional<Tensor>& dr, const Tensor& r,
+                         const Tensor& weight, const Tensor& mean, const Tensor& rstd,
+                         const std::optional<Tensor>& random_state, double dropout_p,
+                         bool has_bias) {
+  return backward(dy, dr, r, weight, &mean, rstd, random_state, dropout_p, has_bias,
+                  "layer_norm_bwd");
 }
 
-std::tuple<Tensor, Tensor> rms_norm_bwd(const Tensor& dy, const std::optional<Tensor>& dr,
-                                        const Tensor& r, const Tensor& weight, const Tensor& rstd) {
-  const auto [dx, dweight, dbias] =
-      backward(dy, dr, r, weight, nullptr, rstd, false, "rms_norm_bwd");
-  return {dx, dweight};
+std::tuple<Tensor, Tensor, Tensor> rms_norm_bwd(const Tensor& dy, const std::optional<Tensor>& dr,
+                                                const Tensor& r, const Tensor& weight,
+                                                const Tensor& rstd,
+                                                const std::optional<Tensor>& random_state,
+                                                double dropout_p) {
+  const auto [dr_sum, dx, dweight, dbias] =
+      backward(dy, dr, r, weight, nullptr, rstd, random_state, dropout_p, false, "rms_norm_bwd");
+  return {dr_sum, dx, dweight};
 }
 
 }  // namespace

@@ -11,29 +11,34 @@ LLMJP_LIBRARY(LLMJP_NAMESPACE, library) {
       "layer_norm_fwd(Tensor x, Tensor weight, Tensor? bias, float eps) -> (Tensor y, Tensor mean, "
       "Tensor rstd)");
 
-  // r = x + residual, y = LayerNorm(r).
+  // r = dropout(x) + residual, y = LayerNorm(r); random_state, int64 [2], is seed and offset of
+  // dropout, missing where dropout_p is 0.
   library.def(
-      "add_layer_norm_fwd(Tensor x, Tensor residual, Tensor weight, Tensor? bias, float eps)"
+      "add_layer_norm_fwd(Tensor x, Tensor residual, Tensor weight, Tensor? bias, Tensor? "
+      "random_state, float eps, float dropout_p)"
       " -> (Tensor y, Tensor r, Tensor mean, Tensor rstd)");
 
-  // Gradients of both; dr is the gradient that reaches r itself; dbias is empty without has_bias.
+  // Gradients of both; dr is the gradient that reaches r itself, dr_sum all of r's and so the
+  // residual's. dx is empty without dropout: it is dr_sum then. dbias is empty without has_bias.
   library.def(
       "layer_norm_bwd(Tensor dy, Tensor? dr, Tensor r, Tensor weight, Tensor mean, Tensor rstd, "
-      "bool has_bias)"
-      " -> (Tensor dx, Tensor dweight, Tensor dbias)");
+      "Tensor? random_state, float dropout_p, bool has_bias)"
+      " -> (Tensor dr_sum, Tensor dx, Tensor dweight, Tensor dbias)");
 
   // y = RMSNorm(x); rstd is fp32 [rows].
   library.def("rms_norm_fwd(Tensor x, Tensor weight, float eps) -> (Tensor y, Tensor rstd)");
 
-  // r = x + residual, y = RMSNorm(r).
+  // r = dropout(x) + residual, y = RMSNorm(r).
   library.def(
-      "add_rms_norm_fwd(Tensor x, Tensor residual, Tensor weight, float eps)"
+      "add_rms_norm_fwd(Tensor x, Tensor residual, Tensor weight, Tensor? random_state, float eps, "
+      "float dropout_p)"
       " -> (Tensor y, Tensor r, Tensor rstd)");
 
-  // Gradients of both; dr is the gradient that reaches r itself.
+  // Gradients of both, as layer_norm_bwd's.
   library.def(
-      "rms_norm_bwd(Tensor dy, Tensor? dr, Tensor r, Tensor weight, Tensor rstd)"
-      " -> (Tensor dx, Tensor dweight)");
+      "rms_norm_bwd(Tensor dy, Tensor? dr, Tensor r, Tensor weight, Tensor rstd, Tensor? "
+      "random_state, float dropout_p)"
+      " -> (Tensor dr_sum, Tensor dx, Tensor dweight)");
 
   // Attention of q [batch, tokens, heads, head_dim] over k, v [batch, keys, kv_heads, head_dim];
   // lse is fp32 [batch, heads, tokens]. A window of -1 is open; causal is window_right = 0.

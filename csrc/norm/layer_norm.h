@@ -1,12 +1,14 @@
-// LayerNorm over the last dimension, with an optional residual addition before it:
+// LayerNorm over the last dimension, with an optional residual addition before it, and dropout
+// before that:
 //
-//   r    = x + residual            (rounded to row_type; r = x where there is no residual)
+//   r    = dropout(x) + residual   (rounded to row_type; r = x where there is no residual)
 //   mean = Σ r / width,   rstd = 1 / sqrt(Σ (r − mean)² / width + eps)
 //   y    = (r − mean) · rstd · weight + bias
 //
 // and backward, with x̂ = (r − mean) · rstd and g = dy · weight:
 //
-//   dx      = rstd · (g − mean(g) − x̂ · mean(g · x̂)) + dr
+//   dr_sum  = rstd · (g − mean(g) − x̂ · mean(g · x̂)) + dr
+//   dx      = dropout(dr_sum)      (with the mask of forward, drawn again)
 //   dweight = Σ_rows dy · x̂,   dbias = Σ_rows dy
 //
 // (Ba, Kiros, Hinton: Layer Normalization, arXiv 1607.06450.) Statistics and sums are fp32.
@@ -26,19 +28,21 @@
 namespace llmjp::norm {
 
 struct LayerNormForward {
-  const void* x;         // [rows, width] of x_type
-  const void* residual;  // [rows, width] of row_type, or null
-  const void* weight;    // [width] of weight_type
-  const void* bias;      // [width] of weight_type, or null, as it is unless centred
-  void* y;               // [rows, width] of x_type, contiguous
-  void* r;               // [rows, width] of row_type, contiguous; written only with a residual
-  float* mean;           // [rows]; null unless centred
-  float* rstd;           // [rows]
+  const void* x;          // [rows, width] of x_type
+  const void* residual;   // [rows, width] of row_type, or null
+  const void* weight;     // [width] of weight_type
+  const void* bias;       // [width] of weight_type, or null, as it is unless centred
+  const int64_t* random;  // {seed, offset} of dropout; null without, as it is without a residual
+  void* y;                // [rows, width] of x_type, contiguous
+  void* r;                // [rows, width] of row_type, contiguous; written only with a residual
+  float* mean;            // [rows]; null unless centred
+  float* rstd;            // [rows]
   int64_t rows;
   int64_t width;
   int64_t x_stride;  // elements from one row to the next
   int64_t residual_stride;
   float eps;
+  float dropout;  // share that is dropped, below 1
   bool centred;
   host::DType x_type;
   host::DType row_type;
@@ -52,15 +56,18 @@ struct LayerNormBackward {
   const void* weight;  // [width] of weight_type
   const float* mean;   // [rows]; null unless centred
   const float* rstd;   // [rows]
-  void* dx;            // [rows, width] of row_type, contiguous
-  void* dweight;       // [width] of weight_type
-  void* dbias;         // [width] of weight_type, or null, as it is unless centred
-  float* workspace;    // layer_norm_backward_workspace() floats
+  const int64_t* random;  // {seed, offset} of dropout, or null
+  void* dr_sum;           // [rows, width] of row_type, contiguous
+  void* dx;          // [rows, width] of x_type, contiguous; null exactly where random is: as dr_sum
+  void* dweight;     // [width] of weight_type
+  void* dbias;       // [width] of weight_type, or null, as it is unless centred
+  float* workspace;  // layer_norm_backward_workspace() floats
   int64_t rows;
   int64_t width;
   int64_t dy_stride;  // elements from one row to the next
   int64_t dr_stride;
   int64_t r_stride;
+  float dropout;
   bool centred;
   host::DType x_type;
   host::DType row_type;

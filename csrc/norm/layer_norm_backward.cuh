@@ -1,6 +1,7 @@
 // LayerNorm backward kernels. Formulas: layer_norm.h.
 //
-// Bytes: dy and r (and dr) are read once, dx written once: 12 KB for a row of 2,048 bf16. dweight
+// Bytes: dy and r (and dr) are read once, dr_sum (and, with dropout, dx) written once: 12 KB for a
+// row of 2,048 bf16. dweight
 // and dbias are sums over rows. Instead of atomics, which would make the result depend on timing,
 // every group of warps that walks over rows keeps its own sums in registers, writes them to a
 // workspace once, and a second kernel adds the groups in a fixed order: with some 500 groups that
@@ -13,6 +14,7 @@
 #pragma once
 
 #include "device/cp_async.h"
+#include "device/dropout.h"
 #include "device/group_sum.h"
 #include "device/reduce.h"
 #include "device/vector.h"
@@ -34,6 +36,18 @@ struct BackwardShared {
     return sizeof(X) + sizeof(R) * (has_dr ? 2 : 1);
   }
 };
+
+// A chunk of dr_sum, and of dx where that differs.
+template <class X, class R, int kChunk>
+LLMJP_DEVICE void store_gradient(const LayerNormBackward& p, int64_t row, int64_t column,
+                                 float (&values)[kChunk]) {
+  const int64_t place = row * p.width + column;
+  device::store(static_cast<R*>(p.dr_sum) + place, device::from_floats<R>(values));
+  if (p.random == nullptr) return;
+  device::Dropout(p.random, p.dropout)
+      .apply(device::Dropout::row_position(row, p.width), column, values);
+  device::store(static_cast<X*>(p.dx) + place, device::from_floats<X>(values));
+}
 
 template <class X, class R, class W, bool kCentred, class RowTile>
 LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(RowTile::kThreads, kBackwardBlocks<RowTile>)
@@ -135,7 +149,6 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(RowTile::kThreads, kBackwardBlocks<RowTile>)
     const float mean_g = kCentred ? sums[0] * inverse_width : 0.0f;
     const float mean_g_normalised = sums[1] * inverse_width;
 
-    R* dx = static_cast<R*>(p.dx) + row * p.width;
     LLMJP_UNROLL
     for (int c = 0; c < kChunks; ++c) {
       const int chunk = c * RowTile::kThreadsPerRow + thread;
@@ -158,7 +171,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(RowTile::kThreads, kBackwardBlocks<RowTile>)
           LLMJP_UNROLL
           for (int i = 0; i < kChunk; ++i) result[i] += dr[i];
         }
-        device::store(dx + chunk * kChunk, device::from_floats<R>(result));
+        store_gradient<X, R>(p, row, chunk * kChunk, result);
       }
     }
     if (stages == 1) copy_row(row + groups, 0);
@@ -188,7 +201,8 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(RowTile::kThreads, kBackwardBlocks<RowTile>)
   }
 }
 
-// dx of rows that no tile holds or that are not 16-byte aligned: one block a row, read twice.
+// Gradients of rows that no tile holds or that are not 16-byte aligned: one block a row, read
+// twice.
 template <class X, class R, class W, bool kCentred, int kChunk>
 LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kLoopThreads, 1024 / kLoopThreads)
     layer_norm_backward_loop_kernel(LayerNormBackward p) {
@@ -200,7 +214,6 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kLoopThreads, 1024 / kLoopThreads)
   const R* r = static_cast<const R*>(p.r) + row * p.r_stride;
   const R* dr = p.dr == nullptr ? nullptr : static_cast<const R*>(p.dr) + row * p.dr_stride;
   const W* weight = static_cast<const W*>(p.weight);
-  R* dx = static_cast<R*>(p.dx) + row * p.width;
   const float mean = kCentred ? p.mean[row] : 0.0f;
   const float rstd = p.rstd[row];
   const float inverse_width = 1.0f / static_cast<float>(p.width);
@@ -248,7 +261,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kLoopThreads, 1024 / kLoopThreads)
       LLMJP_UNROLL
       for (int i = 0; i < kChunk; ++i) g[i] += added[i];
     }
-    device::store(dx + column, device::from_floats<R>(g));
+    store_gradient<X, R>(p, row, column, g);
   }
 }
 

@@ -13,6 +13,7 @@
 // row three times, of which only the first comes from memory as long as the row fits the caches.
 #pragma once
 
+#include "device/dropout.h"
 #include "device/math.h"
 #include "device/reduce.h"
 #include "device/vector.h"
@@ -27,25 +28,61 @@ struct RowTypes {
   static constexpr int kChunk = 16 / sizeof(R);  // elements: 16 bytes of the wider type
 };
 
-// r = x + residual for one chunk, rounded to the row's type, which is what forward normalises and
-// backward reads.
-template <int kChunk, class X, class R>
-LLMJP_DEVICE device::Vector<R, kChunk> load_row_chunk(const X* x, const R* residual) {
-  using device::Vector;
-  const auto x_chunk = device::load_once<Vector<X, kChunk>>(x);
-  if constexpr (std::is_same_v<X, R>) {
-    if (residual == nullptr) return x_chunk;
+// Without dropout nothing is read of its state.
+template <bool kDropout>
+struct RowDropout {
+  LLMJP_DEVICE RowDropout(const LayerNormForward&, int64_t) {}
+  template <int kChunk>
+  LLMJP_DEVICE void apply(int64_t, float (&)[kChunk]) const {}
+};
+
+template <>
+struct RowDropout<true> {
+  device::Dropout dropout;
+  int64_t position;  // of the row
+
+  LLMJP_DEVICE RowDropout(const LayerNormForward& p, int64_t row)
+      : dropout(p.random, p.dropout), position(device::Dropout::row_position(row, p.width)) {}
+  template <int kChunk>
+  LLMJP_DEVICE void apply(int64_t column, float (&values)[kChunk]) const {
+    dropout.apply(position, column, values);
   }
-  float values[kChunk];
-  device::to_floats(x_chunk, values);
-  if (residual != nullptr) {
-    float added[kChunk];
-    device::to_floats(device::load_once<Vector<R, kChunk>>(residual), added);
-    LLMJP_UNROLL
-    for (int i = 0; i < kChunk; ++i) values[i] += added[i];
+};
+
+// Where a row's chunks come from: x, or r = dropout(x) + residual, rounded to the row's type, which
+// is what forward normalises and backward reads.
+template <class X, class R, bool kDropout>
+struct RowSource {
+  const X* x;
+  const R* residual;  // or null
+  RowDropout<kDropout> dropout;
+
+  LLMJP_DEVICE RowSource(const LayerNormForward& p, int64_t row)
+      : x(static_cast<const X*>(p.x) + row * p.x_stride),
+        residual(p.residual == nullptr
+                     ? nullptr
+                     : static_cast<const R*>(p.residual) + row * p.residual_stride),
+        dropout(p, row) {}
+
+  template <int kChunk>
+  LLMJP_DEVICE device::Vector<R, kChunk> chunk(int64_t column) const {
+    using device::Vector;
+    const auto x_chunk = device::load_once<Vector<X, kChunk>>(x + column);
+    if constexpr (std::is_same_v<X, R> && !kDropout) {
+      if (residual == nullptr) return x_chunk;
+    }
+    float values[kChunk];
+    device::to_floats(x_chunk, values);
+    dropout.apply(column, values);
+    if (residual != nullptr) {
+      float added[kChunk];
+      device::to_floats(device::load_once<Vector<R, kChunk>>(residual + column), added);
+      LLMJP_UNROLL
+      for (int i = 0; i < kChunk; ++i) values[i] += added[i];
+    }
+    return device::from_floats<R>(values);
   }
-  return device::from_floats<R>(values);
-}
+};
 
 template <int kChunk, class X, class W>
 LLMJP_DEVICE void store_normalised(X* y, const W* weight, const W* bias, float (&values)[kChunk],
@@ -63,7 +100,7 @@ LLMJP_DEVICE void store_normalised(X* y, const W* weight, const W* bias, float (
   device::store(y, device::from_floats<X>(values));
 }
 
-template <class X, class R, class W, bool kCentred, class RowTile>
+template <class X, class R, class W, bool kCentred, bool kDropout, class RowTile>
 LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(RowTile::kThreads, kForwardBlocks<RowTile>)
     layer_norm_forward_tile_kernel(LayerNormForward p) {
   constexpr int kChunk = RowTypes<X, R>::kChunk;
@@ -76,9 +113,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(RowTile::kThreads, kForwardBlocks<RowTile>)
   if (row >= p.rows)
     return;  // whole warps, and only where a row has a warp to itself: no barrier is missed
 
-  const X* x = static_cast<const X*>(p.x) + row * p.x_stride;
-  const R* residual =
-      p.residual == nullptr ? nullptr : static_cast<const R*>(p.residual) + row * p.residual_stride;
+  const RowSource<X, R, kDropout> source(p, row);
   const W* weight = static_cast<const W*>(p.weight);
   const W* bias = static_cast<const W*>(p.bias);
   X* y = static_cast<X*>(p.y) + row * p.width;
@@ -92,9 +127,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(RowTile::kThreads, kForwardBlocks<RowTile>)
   for (int c = 0; c < kChunks; ++c) {
     const int chunk = c * RowTile::kThreadsPerRow + thread;
     if (chunk < chunks_per_row) {
-      const int column = chunk * kChunk;
-      held[c] =
-          load_row_chunk<kChunk>(x + column, residual == nullptr ? nullptr : residual + column);
+      held[c] = source.template chunk<kChunk>(chunk * kChunk);
     }
   }
 
@@ -103,7 +136,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(RowTile::kThreads, kForwardBlocks<RowTile>)
   for (int c = 0; c < kChunks; ++c) {
     const int chunk = c * RowTile::kThreadsPerRow + thread;
     if (chunk < chunks_per_row) {
-      if (residual != nullptr) device::store(r + chunk * kChunk, held[c]);
+      if (source.residual != nullptr) device::store(r + chunk * kChunk, held[c]);
       if constexpr (kCentred) {
         float values[kChunk];
         device::to_floats(held[c], values);
@@ -146,16 +179,14 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(RowTile::kThreads, kForwardBlocks<RowTile>)
 }
 
 // kChunk is 1 for rows that are not 16-byte aligned.
-template <class X, class R, class W, bool kCentred, int kChunk>
+template <class X, class R, class W, bool kCentred, bool kDropout, int kChunk>
 LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kLoopThreads, 1024 / kLoopThreads)
     layer_norm_forward_loop_kernel(LayerNormForward p) {
   constexpr int kWarps = kLoopThreads / device::kWarpSize;
   constexpr int kStep = kLoopThreads * kChunk;
 
   const int64_t row = device::block_index_x();
-  const X* x = static_cast<const X*>(p.x) + row * p.x_stride;
-  const R* residual =
-      p.residual == nullptr ? nullptr : static_cast<const R*>(p.residual) + row * p.residual_stride;
+  const RowSource<X, R, kDropout> source(p, row);
   const W* weight = static_cast<const W*>(p.weight);
   const W* bias = static_cast<const W*>(p.bias);
   X* y = static_cast<X*>(p.y) + row * p.width;
@@ -166,19 +197,18 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kLoopThreads, 1024 / kLoopThreads)
 
   // A thread reads back only what it has itself written to r.
   const auto load_again = [&](int64_t column, float (&values)[kChunk]) {
-    if (residual != nullptr) {
+    if (source.residual != nullptr) {
       device::load_floats(r + column, values);
     } else {
-      device::load_floats(x + column, values);
+      device::load_floats(source.x + column, values);
     }
   };
 
   float sum[1] = {0.0f};
   float squares[1] = {0.0f};
   for (int64_t column = first; column < p.width; column += kStep) {
-    const auto chunk =
-        load_row_chunk<kChunk>(x + column, residual == nullptr ? nullptr : residual + column);
-    if (residual != nullptr) device::store(r + column, chunk);
+    const auto chunk = source.template chunk<kChunk>(column);
+    if (source.residual != nullptr) device::store(r + column, chunk);
     float values[kChunk];
     device::to_floats(chunk, values);
     LLMJP_UNROLL

@@ -11,18 +11,19 @@
 
 namespace llmjp::norm {
 
-template <class X, class R, class W, bool kCentred, int kChunk>
+template <class X, class R, class W, bool kCentred, bool kDropout, int kChunk>
 void launch_forward_loop(const LayerNormForward& params, host::Stream stream) {
   constexpr int64_t kScratch = 2 * sizeof(float) * kLoopThreads / 32;
-  host::launch("layer_norm_forward_loop", layer_norm_forward_loop_kernel<X, R, W, kCentred, kChunk>,
+  host::launch("layer_norm_forward_loop",
+               layer_norm_forward_loop_kernel<X, R, W, kCentred, kDropout, kChunk>,
                {params.rows, kLoopThreads, kScratch, stream}, params);
 }
 
-template <class X, class R, class W, bool kCentred>
+template <class X, class R, class W, bool kCentred, bool kDropout>
 void launch_forward(const LayerNormForward& params, host::Stream stream) {
   constexpr int kChunk = RowTypes<X, R>::kChunk;
   if (row_chunk(params) == 1) {
-    launch_forward_loop<X, R, W, kCentred, 1>(params, stream);
+    launch_forward_loop<X, R, W, kCentred, kDropout, 1>(params, stream);
     return;
   }
   const bool launched = visit_tile(ForwardTiles{}, params.width, [&](auto tile) {
@@ -30,18 +31,27 @@ void launch_forward(const LayerNormForward& params, host::Stream stream) {
     constexpr int64_t kScratch = 2 * sizeof(float) * RowTile::kWarpsPerRow;
     const int64_t blocks = (params.rows + RowTile::kRowsPerBlock - 1) / RowTile::kRowsPerBlock;
     host::launch("layer_norm_forward_tile",
-                 layer_norm_forward_tile_kernel<X, R, W, kCentred, RowTile>,
+                 layer_norm_forward_tile_kernel<X, R, W, kCentred, kDropout, RowTile>,
                  {blocks, RowTile::kThreads, kScratch, stream}, params);
   });
-  if (!launched) launch_forward_loop<X, R, W, kCentred, kChunk>(params, stream);
+  if (!launched) launch_forward_loop<X, R, W, kCentred, kDropout, kChunk>(params, stream);
+}
+
+template <class X, class R, class W, bool kDropout>
+void launch_forward_centred_or_not(const LayerNormForward& params, host::Stream stream) {
+  if (params.centred) {
+    launch_forward<X, R, W, true, kDropout>(params, stream);
+  } else {
+    launch_forward<X, R, W, false, kDropout>(params, stream);
+  }
 }
 
 template <class X, class R, class W>
 void launch_layer_norm_forward(const LayerNormForward& params, host::Stream stream) {
-  if (params.centred) {
-    launch_forward<X, R, W, true>(params, stream);
+  if (params.random != nullptr) {
+    launch_forward_centred_or_not<X, R, W, true>(params, stream);
   } else {
-    launch_forward<X, R, W, false>(params, stream);
+    launch_forward_centred_or_not<X, R, W, false>(params, stream);
   }
 }
 

@@ -33,7 +33,7 @@ inline int row_chunk(const LayerNormBackward& p) {
     return is_aligned(pointer, 16) && stride % chunk == 0;
   };
   const bool whole = p.width % chunk == 0 && fits(p.dy, p.dy_stride) && fits(p.r, p.r_stride) &&
-                     fits(p.dx, p.width) && fits(p.weight, 0) &&
+                     fits(p.dr_sum, p.width) && fits(p.dx, p.width) && fits(p.weight, 0) &&
                      fits(p.dr, p.dr == nullptr ? 0 : p.dr_stride);
   return whole ? static_cast<int>(chunk) : 1;
 }

@@ -56,10 +56,13 @@ template <class AnyTile>
 constexpr int kForwardBlocks =
     blocks_by_registers(AnyTile::kElements <= 24 ? 64 : 128, AnyTile::kThreads);
 
+// Four rows of 1,024 a block leave room in shared memory for three blocks at most where a row is
+// fp32, which may take the registers that a fourth would have.
 template <class AnyTile>
-constexpr int kBackwardBlocks = blocks_by_registers(AnyTile::kElements <= 8    ? 64
-                                                    : AnyTile::kElements <= 16 ? 80
-                                                                               : 128,
+constexpr int kBackwardBlocks = blocks_by_registers(AnyTile::kElements <= 8     ? 64
+                                                    : AnyTile::kElements <= 16  ? 80
+                                                    : AnyTile::kWarpsPerRow > 1 ? 128
+                                                                                : 168,
                                                     AnyTile::kThreads);
 
 struct BackwardPlan {

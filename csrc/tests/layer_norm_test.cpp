@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "device/dtype.h"
+#include "device/philox.h"
 #include "norm/layer_norm.h"
 #include "tests/buffer.h"
 #include "tests/check.h"
@@ -20,18 +21,29 @@ using tests::kType;
 
 template <class X, class R, class W>
 void check_layer_norm(int64_t rows, int64_t width, bool aligned, bool with_residual,
-                      double tolerance, bool centred = true) {
+                      double tolerance, bool centred = true, float dropout = 0.0f) {
   std::mt19937 random(static_cast<uint32_t>(rows * 100003 + width));
   const std::string shape = std::to_string(rows) + " x " + std::to_string(width);
   const int64_t offset = aligned ? 0 : 1;
-  Buffer<X> x(rows * width, offset), dy(rows * width, offset), y(rows * width, offset);
-  Buffer<R> residual(rows * width, offset), r(rows * width, offset), dr(rows * width, offset),
+  Buffer<X> x(rows * width, offset), dy(rows * width, offset), y(rows * width, offset),
       dx(rows * width, offset);
+  Buffer<R> residual(rows * width, offset), r(rows * width, offset), dr(rows * width, offset),
+      dr_sum(rows * width, offset);
   Buffer<W> weight(width, offset), bias(width, offset), dweight(width, offset),
       dbias(width, offset);
   Buffer<float> mean(rows), rstd(rows);
   x.draw(random, 0.5f, 1.0f), dy.draw(random, 0.5f, 1.0f), residual.draw(random, 0.5f, 1.0f),
       dr.draw(random, 0.5f, 1.0f), weight.draw(random, 0.5f, 1.0f), bias.draw(random, 0.5f, 1.0f);
+
+  const int64_t random_state[] = {1234567, 89};
+  // What dropout multiplies element i of a row with.
+  const auto kept = [&](int64_t row, int64_t i) -> double {
+    if (dropout == 0.0f) return 1.0;
+    const auto drawn = device::philox(static_cast<uint64_t>(random_state[0]),
+                                      static_cast<uint64_t>(random_state[1]),
+                                      static_cast<uint64_t>(row * ((width + 3) / 4) + i / 4));
+    return device::to_uniform(drawn.words[i % 4]) < dropout ? 0.0 : 1.0 / (1.0 - dropout);
+  };
 
   norm::LayerNormForward forward{};
   norm::LayerNormBackward backward{};
@@ -45,6 +57,8 @@ void check_layer_norm(int64_t rows, int64_t width, bool aligned, bool with_resid
   forward.rstd = rstd.data();
   forward.rows = rows;
   forward.width = forward.x_stride = forward.residual_stride = width;
+  forward.random = backward.random = dropout > 0.0f ? random_state : nullptr;
+  forward.dropout = backward.dropout = dropout;
   forward.eps = 1e-5f;
   forward.centred = backward.centred = centred;
   forward.x_type = kType<X>;
@@ -58,7 +72,8 @@ void check_layer_norm(int64_t rows, int64_t width, bool aligned, bool with_resid
   backward.weight = weight.data();
   backward.mean = forward.mean;
   backward.rstd = rstd.data();
-  backward.dx = dx.data();
+  backward.dr_sum = dr_sum.data();
+  backward.dx = dropout > 0.0f ? dx.data() : nullptr;
   backward.dweight = dweight.data();
   backward.dbias = centred ? dbias.data() : nullptr;
   backward.rows = rows;
@@ -77,7 +92,8 @@ void check_layer_norm(int64_t rows, int64_t width, bool aligned, bool with_resid
     double expected_mean = 0.0, variance = 0.0;
     for (int64_t i = 0; i < width; ++i) {
       if (with_residual)
-        check_close(r[start + i], x[start + i] + residual[start + i], tolerance, shape + " r");
+        check_close(r[start + i], kept(row, i) * x[start + i] + residual[start + i], tolerance,
+                    shape + " r");
       if (centred) expected_mean += value(i) / static_cast<double>(width);
     }
     for (int64_t i = 0; i < width; ++i)
@@ -97,9 +113,11 @@ void check_layer_norm(int64_t rows, int64_t width, bool aligned, bool with_resid
       const double normalised = (value(i) - expected_mean) * expected_rstd;
       const double n = static_cast<double>(width);
       const double expected =
-          expected_rstd * (dy[start + i] * weight[i] - sum_g / n - normalised * sum_gx / n);
-      check_close(dx[start + i], expected + (with_residual ? dr[start + i] : 0.0), tolerance,
-                  shape + " dx");
+          expected_rstd * (dy[start + i] * weight[i] - sum_g / n - normalised * sum_gx / n) +
+          (with_residual ? dr[start + i] : 0.0);
+      check_close(dr_sum[start + i], expected, tolerance, shape + " dr_sum");
+      if (dropout > 0.0f)
+        check_close(dx[start + i], kept(row, i) * expected, tolerance, shape + " dx");
     }
   }
   for (int64_t i = 0; i < width; ++i) {
@@ -140,6 +158,14 @@ TEST(layer_norm_walks_over_more_rows_than_groups) {
   check_layer_norm<float, float, float>(150, 64, true, true, 2e-5);
   check_layer_norm<device::bfloat16, device::bfloat16, float>(33, 2048, true, true, 2e-2);
   check_layer_norm<device::float16, device::float16, device::float16>(67, 33, true, false, 1e-2);
+}
+
+TEST(layer_norm_with_dropout_stays_in_bounds) {
+  for (int64_t width : {1, 7, 260, 1024, 2500, 12288}) {
+    check_layer_norm<float, float, float>(5, width, width % 8 == 0, true, 4e-5, true, 0.3f);
+    check_layer_norm<device::bfloat16, float, float>(3, width, true, true, 3e-2, false, 0.1f);
+  }
+  check_layer_norm<device::float16, device::float16, float>(150, 64, true, true, 2e-2, true, 0.5f);
 }
 
 TEST(rms_norm_stays_in_bounds) {

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from llmjp_ext.ops._support import philox, to_uniform
+from llmjp_ext.ops._support import row_dropout
 
 # aten's flash attention wants its mask as a tensor; beyond 64 MiB of it the blocks are used.
 _LARGEST_MASK = 1 << 24
@@ -165,8 +165,7 @@ def dropout_scale(
 ) -> Tensor:
     """What dropout multiplies the probabilities of some rows with: 0 or 1 / (1 - p).
 
-    Key j of the query row r = (batch_index * heads + head) * tokens + query is dropped where the
-    uniform of word j % 4 of Philox at position r * ceil(keys / 4) + j // 4 is below p.
+    That of row (batch_index * heads + head) * tokens + query in `row_dropout`.
 
     Args:
         random_state: (seed, offset), int64 [2].
@@ -178,15 +177,9 @@ def dropout_scale(
         float32 [batch, heads, len(rows), keys].
     """
     batch, heads, tokens, keys = shape
-    device = random_state.device
-    words_of_row = (keys + 3) // 4
-    row = torch.arange(batch * heads, device=device)[:, None] * tokens + torch.arange(
-        rows.start, rows.stop, device=device
-    )
-    position = row[:, :, None] * words_of_row + torch.arange(words_of_row, device=device)
-    uniform = torch.stack([to_uniform(word) for word in philox(random_state, position)], -1)
-    uniform = uniform.view(batch, heads, len(rows), -1)[..., :keys]
-    return (uniform >= dropout_p).float() / (1.0 - dropout_p)
+    head = torch.arange(batch * heads, device=random_state.device).view(batch, heads, 1)
+    query = torch.arange(rows.start, rows.stop, device=random_state.device)
+    return row_dropout(random_state, dropout_p, head * tokens + query, keys)
 
 
 @dataclasses.dataclass

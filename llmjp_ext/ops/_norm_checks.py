@@ -1,9 +1,11 @@
-"""The checks that layer_norm and rms_norm share."""
+"""What layer_norm and rms_norm share: checks, and dropout before the residual addition."""
+
+import math
 
 import torch
 from torch import Tensor
 
-from llmjp_ext.ops._support import FLOAT_NAMES, FLOATS
+from llmjp_ext.ops._support import FLOAT_NAMES, FLOATS, draw_random_state, row_dropout
 
 
 def check_norm(
@@ -13,6 +15,7 @@ def check_norm(
     bias: Tensor | None,
     eps: float,
     residual: Tensor | None,
+    dropout_p: float,
 ) -> None:
     """Raises TypeError or ValueError, in the op's name, for what no norm supports."""
     if x.dtype not in FLOATS:
@@ -40,7 +43,13 @@ def check_norm(
             raise ValueError(f"{op}: {name} must be on x's device {x.device}, got {vector.device}.")
     if eps < 0:
         raise ValueError(f"{op}: eps must not be negative, got {eps}.")
+    if not 0.0 <= dropout_p < 1.0:
+        raise ValueError(f"{op}: dropout_p must be at least 0 and below 1, got {dropout_p}.")
     if residual is None:
+        if dropout_p > 0:
+            raise ValueError(
+                f"{op}: dropout_p {dropout_p} needs a residual, which x is added to afterwards."
+            )
         return
     if residual.dtype not in (x.dtype, torch.float32):
         raise TypeError(
@@ -52,3 +61,23 @@ def check_norm(
         )
     if residual.device != x.device:
         raise ValueError(f"{op}: residual must be on x's device {x.device}, got {residual.device}.")
+
+
+def dropout_state(x: Tensor, dropout_p: float) -> Tensor | None:
+    """Seed and offset of one call's dropout, or None where nothing is dropped."""
+    return draw_random_state(x.device) if dropout_p > 0 else None
+
+
+def dropped(x: Tensor, random_state: Tensor | None, dropout_p: float) -> Tensor:
+    """dropout(x) in float32, the same mask for the same state; x itself without a state."""
+    if random_state is None or x.numel() == 0:
+        return x
+    row = torch.arange(math.prod(x.shape[:-1]), device=x.device)
+    return x.float() * row_dropout(random_state, dropout_p, row, x.shape[-1]).view(x.shape)
+
+
+def add_residual(
+    x: Tensor, residual: Tensor, random_state: Tensor | None, dropout_p: float
+) -> Tensor:
+    """r = dropout(x) + residual, of residual's dtype, contiguous."""
+    return torch.add(dropped(x, random_state, dropout_p), residual).to(residual.dtype).contiguous()

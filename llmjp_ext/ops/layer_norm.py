@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from llmjp_ext import _library
-from llmjp_ext.ops._norm_checks import check_norm
+from llmjp_ext.ops._norm_checks import add_residual, check_norm, dropout_state, dropped
 from llmjp_ext.ops._support import needs_grad
 
 
@@ -26,6 +26,7 @@ def layer_norm(
     eps: float = ...,
     *,
     residual: None = ...,
+    dropout_p: float = ...,
 ) -> Tensor: ...
 
 
@@ -37,6 +38,7 @@ def layer_norm(
     eps: float = ...,
     *,
     residual: Tensor,
+    dropout_p: float = ...,
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -47,8 +49,9 @@ def layer_norm(
     eps: float = 1e-5,
     *,
     residual: Tensor | None = None,
+    dropout_p: float = 0.0,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """LayerNorm of x, or of r = x + residual.
+    """LayerNorm of x, or of r = dropout(x) + residual.
 
     y = (r - mean(r)) / sqrt(var(r) + eps) * weight + bias, with mean and (biased) variance over the
     last dimension in float32. Differentiable once in every tensor, including through r.
@@ -61,6 +64,9 @@ def layer_norm(
         eps: added to the variance; at least 0.
         residual: as x in shape, of x's dtype or float32. It is the residual stream: r keeps its
             dtype, so a float32 stream stays float32 under a bfloat16 x.
+        dropout_p: share of x's elements that are dropped before the addition, the others being
+            scaled by 1 / (1 - dropout_p); only with a residual. Backward draws the same mask
+            again, so none is stored. The caller passes 0 outside training.
 
     Returns:
         y, [..., width] of x's dtype (under autocast too); with a residual (y, r), r of residual's
@@ -68,11 +74,12 @@ def layer_norm(
 
     Raises:
         TypeError: for a dtype that is not supported.
-        ValueError: for shapes or devices that do not fit, or a negative eps.
+        ValueError: for shapes or devices that do not fit, a negative eps, a dropout_p
+            outside [0, 1) or without a residual.
 
     Source: Ba, Kiros, Hinton, "Layer Normalization", arXiv 1607.06450.
     """
-    check_norm("layer_norm", x, weight, bias, eps, residual)
+    check_norm("layer_norm", x, weight, bias, eps, residual, dropout_p)
     row_dtype = x.dtype if residual is None else residual.dtype
     if weight.dtype != torch.float32 and row_dtype != weight.dtype:
         # Kernels exist for a 16-bit weight only beside rows of the same type.
@@ -82,11 +89,12 @@ def layer_norm(
         if needs_grad(x, weight, bias):
             return _LayerNorm.apply(x, weight, bias, eps)  # type: ignore[no-untyped-call]
         return _library.ops.layer_norm_fwd(x, weight, bias, eps)[0]
+    state = dropout_state(x, dropout_p)
     if needs_grad(x, weight, bias, residual):
         return _AddLayerNorm.apply(  # type: ignore[no-untyped-call]
-            x, residual, weight, bias, eps
+            x, residual, weight, bias, state, eps, dropout_p
         )
-    y, r, _, _ = _library.ops.add_layer_norm_fwd(x, residual, weight, bias, eps)
+    y, r, _, _ = _library.ops.add_layer_norm_fwd(x, residual, weight, bias, state, eps, dropout_p)
     return y, r
 
 
@@ -102,8 +110,8 @@ class _LayerNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, rstd = ctx.saved_tensors
-        dx, dweight, dbias = _library.ops.layer_norm_bwd(
-            dy, None, x, weight, mean, rstd, ctx.has_bias
+        dx, _, dweight, dbias = _library.ops.layer_norm_bwd(
+            dy, None, x, weight, mean, rstd, None, 0.0, ctx.has_bias
         )
         return dx, dweight, dbias if ctx.has_bias else None, None
 
@@ -111,26 +119,42 @@ class _LayerNorm(torch.autograd.Function):
 class _AddLayerNorm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        random_state: Tensor | None,
+        eps: float,
+        dropout_p: float,
     ) -> tuple[Tensor, Tensor]:
-        y, r, mean, rstd = _library.ops.add_layer_norm_fwd(x, residual, weight, bias, eps)
-        ctx.save_for_backward(r, weight, mean, rstd)
+        y, r, mean, rstd = _library.ops.add_layer_norm_fwd(
+            x, residual, weight, bias, random_state, eps, dropout_p
+        )
+        ctx.save_for_backward(r, weight, mean, rstd, random_state)
         ctx.has_bias = bias is not None
         ctx.x_dtype = x.dtype
+        ctx.dropout_p = dropout_p
         ctx.set_materialize_grads(False)
         return y, r
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dr: Tensor | None) -> tuple[Tensor | None, ...]:
-        r, weight, mean, rstd = ctx.saved_tensors
+        r, weight, mean, rstd, random_state = ctx.saved_tensors
         if dy is None:  # only r was used
-            return None if dr is None else dr.to(ctx.x_dtype), dr, None, None, None
-        # The same gradient reaches x and residual; they may differ in dtype.
-        dx, dweight, dbias = _library.ops.layer_norm_bwd(
-            dy, dr, r, weight, mean, rstd, ctx.has_bias
+            if dr is None:
+                return (None,) * 7
+            dx = dropped(dr, random_state, ctx.dropout_p)
+            return dx.to(ctx.x_dtype), dr, None, None, None, None, None
+        dr_sum, dx, dweight, dbias = _library.ops.layer_norm_bwd(
+            dy, dr, r, weight, mean, rstd, random_state, ctx.dropout_p, ctx.has_bias
         )
-        return dx.to(ctx.x_dtype), dx, dweight, dbias if ctx.has_bias else None, None
+        if (
+            random_state is None
+        ):  # the same gradient reaches x and residual, whose dtypes may differ
+            dx = dr_sum.to(ctx.x_dtype)
+        return dx, dr_sum, dweight, dbias if ctx.has_bias else None, None, None, None
 
 
 def _rows(x: Tensor) -> int:
@@ -145,7 +169,13 @@ def _fake_fwd(
 
 
 def _fake_add_fwd(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    random_state: Tensor | None,
+    eps: float,
+    dropout_p: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     y, mean, rstd = _fake_fwd(x, weight, bias, eps)
     return y, residual.new_empty(x.shape), mean, rstd
@@ -158,10 +188,18 @@ def _fake_bwd(
     weight: Tensor,
     mean: Tensor,
     rstd: Tensor,
+    random_state: Tensor | None,
+    dropout_p: float,
     has_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     width = r.shape[-1]
-    return r.new_empty(r.shape), weight.new_empty(width), weight.new_empty(width if has_bias else 0)
+    dx = dy.new_empty(0 if random_state is None else r.shape)
+    return (
+        r.new_empty(r.shape),
+        dx,
+        weight.new_empty(width),
+        weight.new_empty(width if has_bias else 0),
+    )
 
 
 def _cpu_fwd(
@@ -177,14 +215,37 @@ def _cpu_fwd(
 
 
 def _cpu_add_fwd(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    random_state: Tensor | None,
+    eps: float,
+    dropout_p: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    r = torch.add(x, residual).contiguous()
+    r = add_residual(x, residual, random_state, dropout_p)
     y, mean, rstd = _cpu_fwd(r, weight, bias, eps)
     return y.to(x.dtype), r, mean, rstd
 
 
 def _cpu_bwd(
+    dy: Tensor,
+    dr: Tensor | None,
+    r: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    random_state: Tensor | None,
+    dropout_p: float,
+    has_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dr_sum, dweight, dbias = _cpu_row_bwd(dy, dr, r, weight, mean, rstd, has_bias)
+    if random_state is None:
+        return dr_sum, dy.new_empty(0), dweight, dbias
+    return dr_sum, dropped(dr_sum, random_state, dropout_p).to(dy.dtype), dweight, dbias
+
+
+def _cpu_row_bwd(
     dy: Tensor,
     dr: Tensor | None,
     r: Tensor,

@@ -12,24 +12,41 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from llmjp_ext import _library
-from llmjp_ext.ops._norm_checks import check_norm
+from llmjp_ext.ops._norm_checks import add_residual, check_norm, dropout_state, dropped
 from llmjp_ext.ops._support import needs_grad, without_autocast
 
 
 @overload
-def rms_norm(x: Tensor, weight: Tensor, eps: float = ..., *, residual: None = ...) -> Tensor: ...
+def rms_norm(
+    x: Tensor,
+    weight: Tensor,
+    eps: float = ...,
+    *,
+    residual: None = ...,
+    dropout_p: float = ...,
+) -> Tensor: ...
 
 
 @overload
 def rms_norm(
-    x: Tensor, weight: Tensor, eps: float = ..., *, residual: Tensor
+    x: Tensor,
+    weight: Tensor,
+    eps: float = ...,
+    *,
+    residual: Tensor,
+    dropout_p: float = ...,
 ) -> tuple[Tensor, Tensor]: ...
 
 
 def rms_norm(
-    x: Tensor, weight: Tensor, eps: float = 1e-6, *, residual: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    eps: float = 1e-6,
+    *,
+    residual: Tensor | None = None,
+    dropout_p: float = 0.0,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """RMSNorm of x, or of r = x + residual.
+    """RMSNorm of x, or of r = dropout(x) + residual.
 
     y = r / sqrt(mean(r²) + eps) * weight, the mean over the last dimension in float32.
     Differentiable once in every tensor, including through r.
@@ -41,6 +58,9 @@ def rms_norm(
         eps: added to the mean square; at least 0.
         residual: as x in shape, of x's dtype or float32. It is the residual stream: r keeps its
             dtype, so a float32 stream stays float32 under a bfloat16 x.
+        dropout_p: share of x's elements that are dropped before the addition, the others being
+            scaled by 1 / (1 - dropout_p); only with a residual. Backward draws the same mask
+            again, so none is stored. The caller passes 0 outside training.
 
     Returns:
         y, [..., width] of x's dtype (under autocast too); with a residual (y, r), r of residual's
@@ -48,11 +68,12 @@ def rms_norm(
 
     Raises:
         TypeError: for a dtype that is not supported.
-        ValueError: for shapes or devices that do not fit, or a negative eps.
+        ValueError: for shapes or devices that do not fit, a negative eps, a dropout_p
+            outside [0, 1) or without a residual.
 
     Source: Zhang, Sennrich, "Root Mean Square Layer Normalization", arXiv 1910.07467.
     """
-    check_norm("rms_norm", x, weight, None, eps, residual)
+    check_norm("rms_norm", x, weight, None, eps, residual, dropout_p)
     row_dtype = x.dtype if residual is None else residual.dtype
     if weight.dtype != torch.float32 and row_dtype != weight.dtype:
         # Kernels exist for a 16-bit weight only beside rows of the same type.
@@ -61,9 +82,12 @@ def rms_norm(
         if needs_grad(x, weight):
             return _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
         return _library.ops.rms_norm_fwd(x, weight, eps)[0]
+    state = dropout_state(x, dropout_p)
     if needs_grad(x, weight, residual):
-        return _AddRmsNorm.apply(x, residual, weight, eps)  # type: ignore[no-untyped-call]
-    y, r, _ = _library.ops.add_rms_norm_fwd(x, residual, weight, eps)
+        return _AddRmsNorm.apply(  # type: ignore[no-untyped-call]
+            x, residual, weight, state, eps, dropout_p
+        )
+    y, r, _ = _library.ops.add_rms_norm_fwd(x, residual, weight, state, eps, dropout_p)
     return y, r
 
 
@@ -77,29 +101,47 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        dx, dweight = _library.ops.rms_norm_bwd(dy, None, *ctx.saved_tensors)
+        dx, _, dweight = _library.ops.rms_norm_bwd(dy, None, *ctx.saved_tensors, None, 0.0)
         return dx, dweight, None
 
 
 class _AddRmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        random_state: Tensor | None,
+        eps: float,
+        dropout_p: float,
     ) -> tuple[Tensor, Tensor]:
-        y, r, rstd = _library.ops.add_rms_norm_fwd(x, residual, weight, eps)
-        ctx.save_for_backward(r, weight, rstd)
+        y, r, rstd = _library.ops.add_rms_norm_fwd(
+            x, residual, weight, random_state, eps, dropout_p
+        )
+        ctx.save_for_backward(r, weight, rstd, random_state)
         ctx.x_dtype = x.dtype
+        ctx.dropout_p = dropout_p
         ctx.set_materialize_grads(False)
         return y, r
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dr: Tensor | None) -> tuple[Tensor | None, ...]:
+        r, weight, rstd, random_state = ctx.saved_tensors
         if dy is None:  # only r was used
-            return None if dr is None else dr.to(ctx.x_dtype), dr, None, None
-        # The same gradient reaches x and residual; they may differ in dtype.
-        dx, dweight = _library.ops.rms_norm_bwd(dy, dr, *ctx.saved_tensors)
-        return dx.to(ctx.x_dtype), dx, dweight, None
+            if dr is None:
+                return (None,) * 6
+            dx = dropped(dr, random_state, ctx.dropout_p)
+            return dx.to(ctx.x_dtype), dr, None, None, None, None
+        dr_sum, dx, dweight = _library.ops.rms_norm_bwd(
+            dy, dr, r, weight, rstd, random_state, ctx.dropout_p
+        )
+        if (
+            random_state is None
+        ):  # the same gradient reaches x and residual, whose dtypes may differ
+            dx = dr_sum.to(ctx.x_dtype)
+        return dx, dr_sum, dweight, None, None, None
 
 
 def _rows(x: Tensor) -> int:
@@ -111,16 +153,28 @@ def _fake_fwd(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def _fake_add_fwd(
-    x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    random_state: Tensor | None,
+    eps: float,
+    dropout_p: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     y, rstd = _fake_fwd(x, weight, eps)
     return y, residual.new_empty(x.shape), rstd
 
 
 def _fake_bwd(
-    dy: Tensor, dr: Tensor | None, r: Tensor, weight: Tensor, rstd: Tensor
-) -> tuple[Tensor, Tensor]:
-    return r.new_empty(r.shape), weight.new_empty(r.shape[-1])
+    dy: Tensor,
+    dr: Tensor | None,
+    r: Tensor,
+    weight: Tensor,
+    rstd: Tensor,
+    random_state: Tensor | None,
+    dropout_p: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx = dy.new_empty(0 if random_state is None else r.shape)
+    return r.new_empty(r.shape), dx, weight.new_empty(r.shape[-1])
 
 
 @without_autocast
@@ -135,15 +189,35 @@ def _torch_fwd(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 @without_autocast
 def _torch_add_fwd(
-    x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    random_state: Tensor | None,
+    eps: float,
+    dropout_p: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    r = torch.add(x, residual).contiguous()
+    r = add_residual(x, residual, random_state, dropout_p)
     y, rstd = _torch_fwd(r, weight, eps)
     return y.to(x.dtype), r, rstd
 
 
 @without_autocast
 def _torch_bwd(
+    dy: Tensor,
+    dr: Tensor | None,
+    r: Tensor,
+    weight: Tensor,
+    rstd: Tensor,
+    random_state: Tensor | None,
+    dropout_p: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dr_sum, dweight = _torch_row_bwd(dy, dr, r, weight, rstd)
+    if random_state is None:
+        return dr_sum, dy.new_empty(0), dweight
+    return dr_sum, dropped(dr_sum, random_state, dropout_p).to(dy.dtype), dweight
+
+
+def _torch_row_bwd(
     dy: Tensor, dr: Tensor | None, r: Tensor, weight: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor]:
     if r.numel() == 0:

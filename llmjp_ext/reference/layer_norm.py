@@ -11,11 +11,15 @@ def layer_norm(
     eps: float = 1e-5,
     *,
     residual: Tensor | None = None,
+    dropout_scale: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Normalises the last dimension of x, or of r = x + residual; computed in the inputs' dtypes.
 
     Shapes: x, residual [..., width]; weight, bias [width]. Returns y, or (y, r) with a residual.
+    dropout_scale [..., width], 0 or 1 / (1 - p), multiplies x.
     """
+    if dropout_scale is not None:
+        x = x * dropout_scale
     r = x if residual is None else x + residual
     mean = r.mean(-1, keepdim=True)
     variance = (r - mean).square().mean(-1, keepdim=True)
