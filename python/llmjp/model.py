@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from llmjp.config import ModelConfig
-from llmjp_ext import attention, attention_decode, bias_gelu, cross_entropy
+from llmjp_ext import attention, attention_decode, bias_gelu, linear_cross_entropy
 from llmjp_ext.nn import LayerNorm
 
 
@@ -200,14 +200,19 @@ class Transformer(nn.Module):
 
 
 class Head(nn.Module):
-    """Logits from hidden states, with the token embedding's own weight [vocab_size, n_embd]."""
+    """Logits of hidden states or their loss, with the embedding's own weight [vocab_size, n_embd].
+
+    The loss is made here because ZeRO-3 gathers the weight for this module's forward.
+    """
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.weight = weight
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight)
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        if labels is None:
+            return F.linear(x, self.weight)
+        return linear_cross_entropy(x, self.weight, labels)
 
 
 class GPT(nn.Module):
@@ -245,11 +250,7 @@ class GPT(nn.Module):
             [batch, tokens, vocab_size] in the model's dtype; with labels the mean cross-entropy in
             nats, a float32 scalar.
         """
-        logits = self.lm_head(self._hidden(input_ids, cache))
-        if labels is None:
-            return logits
-        # Nobody else reads these logits: their gradient may take their place.
-        return cross_entropy(logits.flatten(0, 1), labels.flatten(), inplace_backward=True)
+        return self.lm_head(self._hidden(input_ids, cache), labels)
 
     def next_logits(self, input_ids: Tensor, cache: KeyValueCache) -> Tensor:
         """Logits [batch, vocab_size] of the token after input_ids [batch, tokens]."""
