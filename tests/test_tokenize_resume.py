@@ -72,6 +72,7 @@ def test_a_kill_at_every_step_changes_nothing(
 ) -> None:
     """SIGKILL before each change to a file, from the first to the last: the same command
     then ends with the bytes of a run that nothing stopped, and leaves nothing else behind."""
+    monkeypatch.setattr(segments, "SEGMENT", 16_000)
     step = 0
     while True:
         step += 1
@@ -97,7 +98,7 @@ def test_a_kill_at_every_step_changes_nothing(
             written(folder, inputs, tokenizer)
         assert files_below(folder) == whole, f"step {step}"
         shutil.rmtree(folder)
-    assert step > 60, "hardly anything was counted"
+    assert step > 40, "hardly anything was counted"
 
 
 def test_kills_at_random_moments_with_several_workers(
