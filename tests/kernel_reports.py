@@ -104,6 +104,64 @@ class AttentionTile:
         return rows * self.head_dim // 8 // (32 * self.warps)
 
 
+@dataclass(frozen=True)
+class BackwardTile:
+    """The tile of attention's backward kernel, by the names of csrc/attention/backward_tiles.h."""
+
+    head_dim: int
+    keys: int
+    warps: int
+    column_warps: int
+    chunk: int
+    stages: int
+    blocks: int
+    queries = 64
+
+    @classmethod
+    def of(cls, kernel: Kernel) -> "BackwardTile":
+        """By the template argument BackwardTile<...>."""
+        match = re.fullmatch(r"BackwardTile<([\d, ]+)>", kernel.arguments[1])
+        assert match is not None, f"{kernel}: the second template argument is not a tile"
+        return cls(*(int(number) for number in match[1].split(",")))
+
+    def shapes(self) -> list[tuple[int, int, int, bool]]:
+        """Rows, columns and depth of each product of a warp as the code has it once, and whether
+        its left operand lies in registers. Neither chunks nor parts of dq are unrolled."""
+        keys = self.keys * self.column_warps // self.warps
+        columns = self.head_dim // self.column_warps
+        shared = self.column_warps > 1
+        part = min(32, 2 * self.head_dim // self.warps)
+        return [
+            *[(keys, self.chunk, self.head_dim, False)] * 2,  # the scores, dout by v
+            *[(keys, columns, self.queries if shared else self.chunk, not shared)] * 2,  # dv, dk
+            (32, part, self.keys, False),  # dq
+        ]
+
+    def products(self) -> int:
+        """m16n8k16 products."""
+        return sum(rows * columns * depth for rows, columns, depth, _ in self.shapes()) // 2048
+
+    def matrix_loads(self) -> int:
+        """16 x 16 pieces read from shared memory."""
+        return sum(
+            (columns + (0 if registers else rows)) * depth
+            for rows, columns, depth, registers in self.shapes()
+        ) // (16 * 16)
+
+    def pieces(self, rows: int) -> int:
+        """16-byte pieces that a thread moves of so many rows."""
+        return rows * self.head_dim // 8 // (32 * self.warps)
+
+    def sums(self) -> int:
+        """Additions of a lane to its part of dq."""
+        return min(32, 2 * self.head_dim // self.warps)
+
+
+def row_passes(kernel: Kernel) -> int:
+    """Passes of 256 threads, eight elements each, over 64 rows of a head."""
+    return 64 * int(kernel.arguments[1]) // (8 * 256)
+
+
 EXPECTATIONS: dict[str, Expectation] = {
     # x (and the residual) once, y once; mean and rstd are the two narrow stores, seed and offset of
     # dropout the narrow loads.
@@ -178,6 +236,26 @@ EXPECTATIONS: dict[str, Expectation] = {
             "HMMA": AttentionTile.of(kernel).forward_products(),
             "LDSM": AttentionTile.of(kernel).forward_matrix_loads(),
         },
+    ),
+    # k and v once; q and dout before the loop and in it, with a piece of their statistics each.
+    "attention_backward_kernel": Expectation(
+        wide=lambda kernel: {
+            "LDGSTS": (tile := BackwardTile.of(kernel)).pieces(2 * tile.keys + 4 * tile.queries)
+            + 2,
+            "STG": tile.pieces(2 * tile.keys),
+        },
+        exact=lambda kernel: {
+            "HMMA": BackwardTile.of(kernel).products(),
+            "LDSM": BackwardTile.of(kernel).matrix_loads(),
+        },
+    ),
+    # out and dout once; 16 bytes of zeros for four sums.
+    "attention_backward_prepare_kernel": Expectation(
+        wide=lambda kernel: {"LDG": 2 * row_passes(kernel), "STG": 2 * row_passes(kernel)},
+    ),
+    # Eight sums for eight elements of dq.
+    "attention_backward_finish_kernel": Expectation(
+        wide=lambda kernel: {"LDG": 2 * row_passes(kernel), "STG": row_passes(kernel)},
     ),
 }
 

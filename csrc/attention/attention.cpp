@@ -1,39 +1,66 @@
 #include "attention/attention.h"
 
 #include <string>
+#include <type_traits>
 
 #include "attention/attention_launch.h"
+#include "attention/backward_tiles.h"
 #include "host/error.h"
 
 namespace llmjp::attention {
 namespace {
 
-template <class T>
-void launch_by_head_dim(const AttentionForward& params, host::Stream stream) {
-  if (params.head_dim <= 64) return launch_attention_forward<64, T>(params, stream);
-  if (params.head_dim <= 128) return launch_attention_forward<128, T>(params, stream);
-  return launch_attention_forward<256, T>(params, stream);
+// Calls `action` with the narrowest tile that holds a head, as a constant.
+template <class Action>
+auto with_tile(int head_dim, Action action) {
+  if (head_dim < 8 || head_dim > kLargestHeadDim || head_dim % 8 != 0) {
+    throw host::Unsupported("attention takes head_dim in multiples of 8 up to " +
+                            std::to_string(kLargestHeadDim) + ", got " + std::to_string(head_dim));
+  }
+  if (head_dim <= 64) return action(std::integral_constant<int, 64>());
+  if (head_dim <= 128) return action(std::integral_constant<int, 128>());
+  return action(std::integral_constant<int, 256>());
+}
+
+// Calls `action` with the kernels' element type, as a std::type_identity.
+template <class Action>
+void with_type(host::DType type, Action action) {
+  switch (type) {
+    case host::DType::kFloat16:
+      return action(std::type_identity<device::float16>());
+    case host::DType::kBFloat16:
+      return action(std::type_identity<device::bfloat16>());
+    case host::DType::kFloat32:
+      break;
+  }
+  throw host::Unsupported(std::string("attention takes float16 and bfloat16 on CUDA, got ") +
+                          name(type));
 }
 
 }  // namespace
 
 void attention_forward(const AttentionForward& params, host::Stream stream) {
   if (params.batch == 0 || params.tokens == 0 || params.heads == 0) return;
-  if (params.head_dim < 8 || params.head_dim > kLargestHeadDim || params.head_dim % 8 != 0) {
-    throw host::Unsupported("attention takes head_dim in multiples of 8 up to " +
-                            std::to_string(kLargestHeadDim) + ", got " +
-                            std::to_string(params.head_dim));
-  }
-  switch (params.type) {
-    case host::DType::kFloat16:
-      return launch_by_head_dim<device::float16>(params, stream);
-    case host::DType::kBFloat16:
-      return launch_by_head_dim<device::bfloat16>(params, stream);
-    case host::DType::kFloat32:
-      break;
-  }
-  throw host::Unsupported(std::string("attention takes float16 and bfloat16 on CUDA, got ") +
-                          name(params.type));
+  with_tile(params.head_dim, [&](auto head_dim) {
+    with_type(params.type, [&](auto element) {
+      launch_attention_forward<head_dim, typename decltype(element)::type>(params, stream);
+    });
+  });
+}
+
+void attention_backward(const AttentionBackward& params, host::Stream stream) {
+  with_tile(params.head_dim, [&](auto head_dim) {
+    with_type(params.type, [&](auto element) {
+      launch_attention_backward<head_dim, typename decltype(element)::type>(params, stream);
+    });
+  });
+}
+
+int64_t attention_backward_workspace(const AttentionBackward& params) {
+  const int64_t tiles = (int64_t{params.tokens} + kBackwardQueries - 1) / kBackwardQueries *
+                        params.heads * params.batch;
+  return with_tile(params.head_dim,
+                   [&](auto head_dim) { return BackwardScratch<head_dim>::floats(tiles); });
 }
 
 }  // namespace llmjp::attention

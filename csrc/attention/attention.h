@@ -23,13 +23,12 @@ struct Strides {
   int64_t head;
 };
 
-// Rows of q, k and v begin at multiples of 16 bytes, and head_dim is a multiple of 8.
-struct AttentionForward {
+// What both directions are told. Rows of q, k and v begin at multiples of 16 bytes, and head_dim is
+// a multiple of 8.
+struct AttentionProblem {
   const void* q;             // [batch, tokens, heads, head_dim]
   const void* k;             // [batch, keys, kv_heads, head_dim]
   const void* v;             // as k
-  void* out;                 // as q, contiguous
-  float* lse;                // [batch, heads, tokens]
   const float* alibi;        // [batch or 1, heads], or null
   const int32_t* starts_k;   // [batch], or null
   const int32_t* seqlens_k;  // [batch], or null
@@ -53,6 +52,31 @@ struct AttentionForward {
   host::DType type;
 };
 
+struct AttentionForward : AttentionProblem {
+  void* out;   // as q, contiguous
+  float* lse;  // [batch, heads, tokens]
+};
+
+// Gradients, with P = exp(s − lse) computed again and delta[i] = Σ_d out · dout − dlse:
+//
+//   dv = Pᵀ · dout      ds = P ∘ (dout · vᵀ − delta)      dq = scale · ds · k      dk = scale · dsᵀ
+//   · q
+//
+// ds times 1 − tanh² with softcap; dropout's factors stand beside P in dv and dout · vᵀ in ds.
+struct AttentionBackward : AttentionProblem {
+  const void* dout;  // as q; rows of dout and out begin at multiples of 16 bytes too
+  const void* out;
+  const float* lse;   // [batch, heads, tokens]
+  const float* dlse;  // as lse, or null
+  void* dq;           // as q, contiguous
+  void* dk;           // as k, contiguous
+  void* dv;
+  float* workspace;  // attention_backward_workspace() floats, 16-byte aligned
+  Strides dout_strides;
+  Strides out_strides;
+  bool deterministic;  // adds up dq in one order, whatever the timing
+};
+
 // Lengths and windows up to here leave room for their sums in 32 bits.
 constexpr int64_t kLargestLength = (int64_t{1} << 30) - 1;
 
@@ -60,5 +84,11 @@ constexpr int64_t kLargestLength = (int64_t{1} << 30) - 1;
 constexpr int kLargestHeadDim = 256;
 
 void attention_forward(const AttentionForward& params, host::Stream stream);
+
+// Needs tokens and keys; without either the gradients are zeros.
+void attention_backward(const AttentionBackward& params, host::Stream stream);
+
+// Floats of scratch memory: statistics of the queries, and dq in float32 while it is summed up.
+int64_t attention_backward_workspace(const AttentionBackward& params);
 
 }  // namespace llmjp::attention

@@ -11,129 +11,17 @@
 #pragma once
 
 #include "attention/attention.h"
+#include "attention/products.cuh"
 #include "attention/scores.cuh"
+#include "attention/tile_copy.cuh"
 #include "attention/tiles.h"
 #include "device/cp_async.h"
-#include "device/mma.h"
 #include "device/schedule.h"
 #include "device/shared.h"
 #include "device/tile.h"
 #include "device/vector.h"
 
 namespace llmjp::attention {
-
-// A thread's share of copying a matrix tile by tile: its 16-byte piece of a row, in every
-// rows_of_pass-th row. `source` is its first piece in the tile to copy, `step` leads to its next.
-template <class T>
-struct CopyShare {
-  const T* source;
-  int64_t step;
-  uint32_t place;   // of the first piece's row among the rows that exist; "negative" before them
-  uint32_t places;  // rows that exist, 0 for pieces beyond head_dim
-
-  template <int kThreads, class Tile>
-  LLMJP_DEVICE void copy(const Tile& tile) const {
-    constexpr int kRowsPerPass = rows_of_pass(kThreads, Tile::kColumns);
-    static_assert(Tile::kRows % kRowsPerPass == 0, "every thread copies as many pieces");
-    static_assert(kRowsPerPass % 8 == 0, "the swizzle is the same in every pass");
-    T* target = tile.at(device::thread_index() / Tile::kChunksPerRow,
-                        device::thread_index() % Tile::kChunksPerRow);
-    const T* piece = source;
-    LLMJP_UNROLL
-    for (int pass = 0; pass < Tile::kRows / kRowsPerPass; ++pass) {
-      // What does not exist becomes zero.
-      device::cp_async(target + pass * kRowsPerPass * Tile::kColumns, piece,
-                       place + pass * kRowsPerPass < places ? 16 : 0);
-      piece += step;
-    }
-  }
-
-  LLMJP_DEVICE void move(int rows, int64_t elements) {
-    place += static_cast<uint32_t>(rows);
-    source += elements;
-  }
-};
-
-// For the tile from row `first` on of a matrix whose rows [begin, end) exist.
-template <class Tile, class T>
-LLMJP_DEVICE CopyShare<T> copy_share(const T* matrix, int64_t row_stride, int64_t step, int first,
-                                     int begin, int end, int head_dim) {
-  const int column = device::thread_index() % Tile::kChunksPerRow * Tile::kChunkElements;
-  const int row = first + device::thread_index() / Tile::kChunksPerRow;
-  return {matrix + row * row_stride + column, step, static_cast<uint32_t>(row - begin),
-          static_cast<uint32_t>(column < head_dim ? end - begin : 0)};
-}
-
-// scores = q · kᵀ for the warp's queries and all keys of the tile.
-template <class T, int kAtoms, int kTiles, class QTile, class KTile>
-LLMJP_DEVICE void multiply_queries(float (&scores)[kAtoms][kTiles][4], const QTile& q,
-                                   const KTile& k, int first_row) {
-  const int lane = device::not_before(device::lane_index());
-  LLMJP_UNROLL
-  for (int atom = 0; atom < kAtoms; ++atom) {
-    LLMJP_UNROLL
-    for (int tile = 0; tile < kTiles; ++tile) {
-      LLMJP_UNROLL
-      for (int r = 0; r < 4; ++r) scores[atom][tile][r] = 0.0f;
-    }
-  }
-  LLMJP_UNROLL
-  for (int step = 0; step < QTile::kColumns / 16; ++step) {
-    const T* q_rows = q.at(first_row + lane % 16, step, lane / 16);
-    // Two tiles of eight keys at once: lanes 0-15 name the first's two halves of the step, 16-31
-    // the second's, so that an operand's two registers are neighbours and none is moved.
-    const T* k_rows = k.at(lane / 16 * 8 + lane % 8, step, lane / 8 % 2);
-    uint32_t q_fragment[kAtoms][4];
-    LLMJP_UNROLL
-    for (int atom = 0; atom < kAtoms; ++atom) {
-      device::ldmatrix(q_fragment[atom], q_rows + atom * 16 * QTile::kColumns);
-    }
-    LLMJP_UNROLL
-    for (int pair = 0; pair < kTiles / 2; ++pair) {
-      uint32_t k_fragment[4];
-      device::ldmatrix(k_fragment, k_rows + pair * 16 * KTile::kColumns);
-      LLMJP_UNROLL
-      for (int atom = 0; atom < kAtoms; ++atom) {
-        device::mma_m16n8k16<T>(scores[atom][pair * 2], q_fragment[atom],
-                                {k_fragment[0], k_fragment[1]});
-        device::mma_m16n8k16<T>(scores[atom][pair * 2 + 1], q_fragment[atom],
-                                {k_fragment[2], k_fragment[3]});
-      }
-    }
-  }
-}
-
-// out += p · v, with p rounded to T.
-template <class T, int kAtoms, int kTiles, int kOutTiles, class VTile>
-LLMJP_DEVICE void multiply_values(float (&out)[kAtoms][kOutTiles][4],
-                                  const float (&p)[kAtoms][kTiles][4], const VTile& v) {
-  const int lane = device::not_before(device::lane_index());
-  LLMJP_UNROLL
-  for (int step = 0; step < kTiles / 2; ++step) {
-    uint32_t p_fragment[kAtoms][4];
-    LLMJP_UNROLL
-    for (int atom = 0; atom < kAtoms; ++atom) {
-      LLMJP_UNROLL
-      for (int r = 0; r < 4; ++r) {
-        const float (&values)[4] = p[atom][step * 2 + r / 2];
-        p_fragment[atom][r] = device::pack<T>(values[r % 2 * 2], values[r % 2 * 2 + 1]);
-      }
-    }
-    LLMJP_UNROLL
-    for (int pair = 0; pair < kOutTiles / 2; ++pair) {
-      uint32_t v_fragment[4];
-      device::ldmatrix_trans(v_fragment,
-                             v.at(lane % 16, pair, lane / 16) + step * 16 * VTile::kColumns);
-      LLMJP_UNROLL
-      for (int atom = 0; atom < kAtoms; ++atom) {
-        device::mma_m16n8k16<T>(out[atom][pair * 2], p_fragment[atom],
-                                {v_fragment[0], v_fragment[1]});
-        device::mma_m16n8k16<T>(out[atom][pair * 2 + 1], p_fragment[atom],
-                                {v_fragment[2], v_fragment[3]});
-      }
-    }
-  }
-}
 
 // Divides by the sums of the softmax and writes out and lse of the warp's queries. `staging` is
 // q's tile, whose rows of this warp no other warp touches: through it the rows leave in pieces of
@@ -250,14 +138,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(Tile::kThreads, Tile::kBlocks)
   }
 
   float out[kAtoms][Tile::kHeadDim / 8][4];
-  LLMJP_UNROLL
-  for (int atom = 0; atom < kAtoms; ++atom) {
-    LLMJP_UNROLL
-    for (int tile = 0; tile < Tile::kHeadDim / 8; ++tile) {
-      LLMJP_UNROLL
-      for (int r = 0; r < 4; ++r) out[atom][tile][r] = 0.0f;
-    }
-  }
+  clear(out);
   SoftmaxState<kAtoms> softmax;
   softmax.clear();
 
@@ -270,7 +151,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(Tile::kThreads, Tile::kBlocks)
     v_share.move(-Tile::kKeys, -steps.v_tile);
 
     float scores[kAtoms][Tile::kKeys / 8][4];
-    multiply_queries<T>(scores, q_tile, k_tile, first_row);
+    multiply_rows<T>(scores, q_tile, k_tile, first_row, device::not_before(device::lane_index()));
     device::cp_async_wait_group<0>();
     device::sync_threads();  // v is here; k has been read by all
     if (tile > first_tile) {
@@ -287,7 +168,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(Tile::kThreads, Tile::kBlocks)
     if constexpr (kGeneral) {
       if (p.dropout > 0.0f) dropout.apply(scores, first_query, first_key);
     }
-    multiply_values<T>(out, scores, v_tile);
+    multiply_accumulators<T>(out, scores, v_tile, device::not_before(device::lane_index()));
   }
   store_rows<T>(p, out, softmax, q_tile, place.head, first_query, first_row);
 }

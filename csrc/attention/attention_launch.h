@@ -2,6 +2,8 @@
 // translation unit (CMakeLists.txt holds the table); attention.cpp picks among them.
 #pragma once
 
+#include <limits>
+
 #include "attention/attention.h"
 #include "host/stream.h"
 
@@ -15,5 +17,14 @@ namespace llmjp::attention {
 // head_dim is at most kHeadDim.
 template <int kHeadDim, class T>
 void launch_attention_forward(const AttentionForward& params, host::Stream stream);
+template <int kHeadDim, class T>
+void launch_attention_backward(const AttentionBackward& params, host::Stream stream);
+
+// The plain kernels fold the scale into the exponent, where it must not turn the order of the
+// scores round.
+inline bool is_general(const AttentionProblem& params) {
+  return params.softcap > 0.0f || params.alibi != nullptr || params.dropout > 0.0f ||
+         !(params.scale >= std::numeric_limits<float>::min());
+}
 
 }  // namespace llmjp::attention

@@ -37,9 +37,17 @@ struct KeyRange {
     const int bound = right < 0 ? last : query + shift + right + 1;
     return bound < last ? bound : last;
   }
+
+  // The queries that see a key of the sequence, [first_query, end_query).
+  LLMJP_DEVICE int first_query(int key) const {
+    return right < 0 || key - shift < right ? 0 : key - shift - right;
+  }
+  LLMJP_DEVICE int end_query(int key, int tokens) const {
+    return left < 0 || key - shift >= tokens - left ? tokens : key - shift + left + 1;
+  }
 };
 
-LLMJP_DEVICE KeyRange key_range(const AttentionForward& p, int batch_index) {
+LLMJP_DEVICE KeyRange key_range(const AttentionProblem& p, int batch_index) {
   KeyRange range{0, p.keys, p.keys - p.tokens, p.window_left, p.window_right};
   if (p.starts_k != nullptr && p.starts_k[batch_index] > 0) range.first = p.starts_k[batch_index];
   if (p.seqlens_k != nullptr && p.seqlens_k[batch_index] < p.keys) {
@@ -80,7 +88,7 @@ LLMJP_DEVICE float tanh_approx(float x) {
 
 // Scale, softcap and ALiBi of raw products q · k.
 template <int kAtoms, int kTiles>
-LLMJP_DEVICE void apply_formulas(float (&scores)[kAtoms][kTiles][4], const AttentionForward& p,
+LLMJP_DEVICE void apply_formulas(float (&scores)[kAtoms][kTiles][4], const AttentionProblem& p,
                                  float slope, int first_query, int first_key) {
   const float inverse_softcap = p.softcap > 0.0f ? 1.0f / p.softcap : 0.0f;
   LLMJP_UNROLL

@@ -14,7 +14,9 @@
 namespace llmjp::bindings {
 namespace {
 
+using attention::AttentionBackward;
 using attention::AttentionForward;
+using attention::AttentionProblem;
 using attention::Strides;
 
 constexpr int64_t kChunk = 8;  // elements of a 16-byte piece
@@ -61,50 +63,51 @@ struct Operand {
   }
 };
 
-int checked_length(int64_t length, const char* name) {
-  check(length <= attention::kLargestLength, "attention_fwd: ", name, " must be at most ",
+int checked_length(int64_t length, const char* op, const char* name) {
+  check(length <= attention::kLargestLength, op, ": ", name, " must be at most ",
         attention::kLargestLength, ", got ", length, ".");
   return static_cast<int>(length);
 }
 
-int checked_window(int64_t bound, const char* name) {
-  check(bound >= -1, "attention_fwd: ", name, " must be at least -1, got ", bound, ".");
+int checked_window(int64_t bound, const char* op, const char* name) {
+  check(bound >= -1, op, ": ", name, " must be at least -1, got ", bound, ".");
   return static_cast<int>(std::min(bound, attention::kLargestLength));
 }
 
 // int32 [batch] on q's device, as an array.
 std::optional<Tensor> checked_lengths(const std::optional<Tensor>& lengths, const Tensor& q,
-                                      const char* name) {
+                                      const char* op, const char* name) {
   if (!lengths) {
     return std::nullopt;
   }
-  check_vector(*lengths, q.sizes()[0], q, "attention_fwd", name);
-  check(lengths->scalar_type() == ScalarType::Int, "attention_fwd: ", name, " must be int32, got ",
+  check_vector(*lengths, q.sizes()[0], q, op, name);
+  check(lengths->scalar_type() == ScalarType::Int, op, ": ", name, " must be int32, got ",
         torch::headeronly::toString(lengths->scalar_type()), ".");
   return as_array(*lengths);
 }
 
-std::optional<Tensor> checked_slopes(const std::optional<Tensor>& slopes, const Tensor& q) {
+std::optional<Tensor> checked_slopes(const std::optional<Tensor>& slopes, const Tensor& q,
+                                     const char* op) {
   if (!slopes) {
     return std::nullopt;
   }
   const int64_t sizes[] = {q.sizes()[0], q.sizes()[2]};
   const bool shared = slopes->sizes().size() == 1;
-  check_tensor(*slopes, {shared ? sizes + 1 : sizes, shared ? size_t{1} : size_t{2}}, q,
-               "attention_fwd", "alibi_slopes");
-  check_dtype(*slopes, host::DType::kFloat32, "attention_fwd", "alibi_slopes");
+  check_tensor(*slopes, {shared ? sizes + 1 : sizes, shared ? size_t{1} : size_t{2}}, q, op,
+               "alibi_slopes");
+  check_dtype(*slopes, host::DType::kFloat32, op, "alibi_slopes");
   return as_array(*slopes);
 }
 
 // int64 {seed, offset}; nothing where there is no dropout.
 std::optional<Tensor> checked_random_state(const std::optional<Tensor>& state, double dropout_p,
-                                           const Tensor& q) {
+                                           const Tensor& q, const char* op) {
   if (dropout_p <= 0) {
     return std::nullopt;
   }
-  check(state.has_value(), "attention_fwd: dropout_p needs random_state.");
-  check_vector(*state, 2, q, "attention_fwd", "random_state");
-  check(state->scalar_type() == ScalarType::Long, "attention_fwd: random_state must be int64, got ",
+  check(state.has_value(), op, ": dropout_p needs random_state.");
+  check_vector(*state, 2, q, op, "random_state");
+  check(state->scalar_type() == ScalarType::Long, op, ": random_state must be int64, got ",
         torch::headeronly::toString(state->scalar_type()), ".");
   return as_array(*state);
 }
@@ -114,8 +117,7 @@ const T* data_or_null(const std::optional<Tensor>& tensor) {
   return tensor ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr;
 }
 
-void check_shapes(const Tensor& q, const Tensor& k, const Tensor& v) {
-  constexpr const char* op = "attention_fwd";
+void check_shapes(const Tensor& q, const Tensor& k, const Tensor& v, const char* op) {
   check(q.sizes().size() == 4 && k.sizes().size() == 4, op,
         ": q and k must be [batch, tokens, heads, head_dim], got ", describe(q.sizes()), " and ",
         describe(k.sizes()), ".");
@@ -129,6 +131,74 @@ void check_shapes(const Tensor& q, const Tensor& k, const Tensor& v) {
         ".");
 }
 
+// The options of an op, and of its tensors what both directions need. Holds the tensors.
+struct Problem {
+  AttentionProblem params{};
+  std::optional<Tensor> random, starts, ends, slopes;
+
+  Problem(const Tensor& q, const Tensor& k, const Tensor& v,
+          const std::optional<Tensor>& alibi_slopes, const std::optional<Tensor>& starts_k,
+          const std::optional<Tensor>& seqlens_k, const std::optional<Tensor>& random_state,
+          std::optional<double> scale, int64_t window_left, int64_t window_right, double softcap,
+          double dropout_p, const char* op) {
+    check_shapes(q, k, v, op);
+    params.type = dtype_of(q, op, "q");
+    check(params.type != host::DType::kFloat32, op,
+          ": q must be float16 or bfloat16 on CUDA, got float32.");
+    check_dtype(k, params.type, op, "k");
+    check_dtype(v, params.type, op, "v");
+    const auto sizes = q.sizes();
+    const int64_t width = sizes[3];
+    check(width >= 1 && width <= attention::kLargestHeadDim, op, ": head_dim must be 1 to ",
+          attention::kLargestHeadDim, " on CUDA, got ", width, ".");
+    check(softcap >= 0, op, ": softcap must not be negative, got ", softcap, ".");
+    check(dropout_p >= 0 && dropout_p < 1, op, ": dropout_p must be at least 0 and below 1, got ",
+          dropout_p, ".");
+    random = checked_random_state(random_state, dropout_p, q, op);
+    starts = checked_lengths(starts_k, q, op, "starts_k");
+    ends = checked_lengths(seqlens_k, q, op, "seqlens_k");
+    slopes = checked_slopes(alibi_slopes, q, op);
+    params.batch = checked_length(sizes[0], op, "batch");
+    params.tokens = checked_length(sizes[1], op, "tokens");
+    params.keys = checked_length(k.sizes()[1], op, "keys");
+    params.heads = checked_length(sizes[2], op, "heads");
+    params.kv_heads = static_cast<int>(k.sizes()[2]);
+    params.head_dim = static_cast<int>((width + kChunk - 1) / kChunk * kChunk);
+    params.window_left = checked_window(window_left, op, "window_left");
+    params.window_right = checked_window(window_right, op, "window_right");
+    const double default_scale = 1.0 / std::sqrt(static_cast<double>(width));
+    params.scale = static_cast<float>(scale.value_or(default_scale));
+    params.softcap = static_cast<float>(softcap);
+    params.dropout = static_cast<float>(dropout_p);
+    params.alibi = data_or_null<float>(slopes);
+    params.alibi_batch_stride = slopes && slopes->sizes().size() == 2 ? params.heads : 0;
+    params.starts_k = data_or_null<int32_t>(starts);
+    params.seqlens_k = data_or_null<int32_t>(ends);
+    params.random = data_or_null<int64_t>(random);
+  }
+
+  void set_operands(const Operand& q, const Operand& k, const Operand& v) {
+    params.q = q.tensor.const_data_ptr();
+    params.k = k.tensor.const_data_ptr();
+    params.v = v.tensor.const_data_ptr();
+    params.q_strides = q.strides;
+    params.k_strides = k.strides;
+    params.v_strides = v.strides;
+  }
+};
+
+// Room for an output as the kernels write it: contiguous, head_dim a multiple of 8.
+Tensor new_output(const Tensor& like, int64_t padded_width) {
+  const auto sizes = like.sizes();
+  const int64_t padded[] = {sizes[0], sizes[1], sizes[2], padded_width};
+  return torch::stable::new_empty(like, {padded, 4});
+}
+
+// The output as its op returns it.
+Tensor without_padding(const Tensor& output, int64_t width) {
+  return output.sizes()[3] == width ? output : torch::stable::contiguous(narrowed(output, width));
+}
+
 std::tuple<Tensor, Tensor> attention_fwd(const Tensor& q, const Tensor& k, const Tensor& v,
                                          const std::optional<Tensor>& alibi_slopes,
                                          const std::optional<Tensor>& starts_k,
@@ -136,68 +206,87 @@ std::tuple<Tensor, Tensor> attention_fwd(const Tensor& q, const Tensor& k, const
                                          const std::optional<Tensor>& random_state,
                                          std::optional<double> scale, int64_t window_left,
                                          int64_t window_right, double softcap, double dropout_p) {
-  constexpr const char* op = "attention_fwd";
   const DeviceScope scope(q);
-  check_shapes(q, k, v);
-  AttentionForward params{};
-  params.type = dtype_of(q, op, "q");
-  check(params.type != host::DType::kFloat32, op,
-        ": q must be float16 or bfloat16 on CUDA, got float32.");
-  check_dtype(k, params.type, op, "k");
-  check_dtype(v, params.type, op, "v");
+  Problem problem(q, k, v, alibi_slopes, starts_k, seqlens_k, random_state, scale, window_left,
+                  window_right, softcap, dropout_p, "attention_fwd");
   const auto sizes = q.sizes();
-  const int64_t width = sizes[3];
-  check(width >= 1 && width <= attention::kLargestHeadDim, op, ": head_dim must be 1 to ",
-        attention::kLargestHeadDim, " on CUDA, got ", width, ".");
-  check(softcap >= 0, op, ": softcap must not be negative, got ", softcap, ".");
-  check(dropout_p >= 0 && dropout_p < 1, op, ": dropout_p must be at least 0 and below 1, got ",
-        dropout_p, ".");
-  const std::optional<Tensor> random = checked_random_state(random_state, dropout_p, q);
-  const std::optional<Tensor> starts = checked_lengths(starts_k, q, "starts_k");
-  const std::optional<Tensor> ends = checked_lengths(seqlens_k, q, "seqlens_k");
-  const std::optional<Tensor> slopes = checked_slopes(alibi_slopes, q);
-  params.batch = checked_length(sizes[0], "batch");
-  params.tokens = checked_length(sizes[1], "tokens");
-  params.keys = checked_length(k.sizes()[1], "keys");
-  params.heads = checked_length(sizes[2], "heads");
-  params.kv_heads = static_cast<int>(k.sizes()[2]);
-  params.window_left = checked_window(window_left, "window_left");
-  params.window_right = checked_window(window_right, "window_right");
-  const double default_scale = 1.0 / std::sqrt(static_cast<double>(width));
-  params.scale = static_cast<float>(scale.value_or(default_scale));
-  params.softcap = static_cast<float>(softcap);
-  params.dropout = static_cast<float>(dropout_p);
-
   const int64_t lse_sizes[] = {sizes[0], sizes[2], sizes[1]};
   Tensor lse = torch::stable::new_empty(q, {lse_sizes, 3}, ScalarType::Float);
   if (q.numel() == 0) {
     return {torch::stable::new_empty(q, sizes), lse};
   }
-  params.head_dim = static_cast<int>((width + kChunk - 1) / kChunk * kChunk);
-  const Operand queries(q, params.head_dim);
-  const Operand keys(k, params.head_dim);
-  const Operand values(v, params.head_dim);
-  const int64_t out_sizes[] = {sizes[0], sizes[1], sizes[2], params.head_dim};
-  Tensor out = torch::stable::new_empty(q, {out_sizes, 4});
+  const int64_t padded_width = problem.params.head_dim;
+  const Operand queries(q, padded_width);
+  const Operand keys(k, padded_width);
+  const Operand values(v, padded_width);
+  problem.set_operands(queries, keys, values);
+  Tensor out = new_output(q, padded_width);
+  attention::attention_forward(
+      {problem.params, out.mutable_data_ptr(), static_cast<float*>(lse.mutable_data_ptr())},
+      scope.stream());
+  return {without_padding(out, sizes[3]), lse};
+}
 
-  params.q = queries.tensor.const_data_ptr();
-  params.k = keys.tensor.const_data_ptr();
-  params.v = values.tensor.const_data_ptr();
-  params.q_strides = queries.strides;
-  params.k_strides = keys.strides;
-  params.v_strides = values.strides;
-  params.out = out.mutable_data_ptr();
-  params.lse = static_cast<float*>(lse.mutable_data_ptr());
-  params.alibi = data_or_null<float>(slopes);
-  params.alibi_batch_stride = slopes && slopes->sizes().size() == 2 ? params.heads : 0;
-  params.starts_k = data_or_null<int32_t>(starts);
-  params.seqlens_k = data_or_null<int32_t>(ends);
-  params.random = data_or_null<int64_t>(random);
-  attention::attention_forward(params, scope.stream());
-  if (params.head_dim != width) {
-    out = torch::stable::contiguous(narrowed(out, width));
+std::tuple<Tensor, Tensor, Tensor> attention_bwd(
+    const Tensor& dout, const std::optional<Tensor>& dlse, const Tensor& q, const Tensor& k,
+    const Tensor& v, const Tensor& out, const Tensor& lse,
+    const std::optional<Tensor>& alibi_slopes, const std::optional<Tensor>& starts_k,
+    const std::optional<Tensor>& seqlens_k, const std::optional<Tensor>& random_state,
+    std::optional<double> scale, int64_t window_left, int64_t window_right, double softcap,
+    double dropout_p, bool deterministic) {
+  constexpr const char* op = "attention_bwd";
+  const DeviceScope scope(q);
+  Problem problem(q, k, v, alibi_slopes, starts_k, seqlens_k, random_state, scale, window_left,
+                  window_right, softcap, dropout_p, op);
+  const auto sizes = q.sizes();
+  const auto check_output = [&](const Tensor& tensor, const char* name) {
+    check_tensor(tensor, sizes, q, op, name);
+    check_dtype(tensor, problem.params.type, op, name);
+  };
+  check_output(dout, "dout");
+  check_output(out, "out");
+  const int64_t lse_sizes[] = {sizes[0], sizes[2], sizes[1]};
+  const auto checked_lse = [&](const Tensor& tensor, const char* name) {
+    check_tensor(tensor, {lse_sizes, 3}, q, op, name);
+    check_dtype(tensor, host::DType::kFloat32, op, name);
+    return as_array(tensor);
+  };
+  const Tensor lse_array = checked_lse(lse, "lse");
+  std::optional<Tensor> dlse_array;
+  if (dlse) dlse_array = checked_lse(*dlse, "dlse");
+  if (q.numel() == 0 || k.numel() == 0) {
+    return {torch::stable::new_zeros(q, sizes), torch::stable::new_zeros(k, k.sizes()),
+            torch::stable::new_zeros(v, v.sizes())};
   }
-  return {out, lse};
+  const int64_t padded_width = problem.params.head_dim;
+  const Operand queries(q, padded_width);
+  const Operand keys(k, padded_width);
+  const Operand values(v, padded_width);
+  const Operand dout_rows(dout, padded_width);
+  const Operand out_rows(out, padded_width);
+  problem.set_operands(queries, keys, values);
+  Tensor dq = new_output(q, padded_width);
+  Tensor dk = new_output(k, padded_width);
+  Tensor dv = new_output(v, padded_width);
+
+  AttentionBackward params{};
+  static_cast<AttentionProblem&>(params) = problem.params;
+  params.dout = dout_rows.tensor.const_data_ptr();
+  params.out = out_rows.tensor.const_data_ptr();
+  params.lse = static_cast<const float*>(lse_array.const_data_ptr());
+  params.dlse = data_or_null<float>(dlse_array);
+  params.dq = dq.mutable_data_ptr();
+  params.dk = dk.mutable_data_ptr();
+  params.dv = dv.mutable_data_ptr();
+  params.dout_strides = dout_rows.strides;
+  params.out_strides = out_rows.strides;
+  params.deterministic = deterministic;
+  const Tensor workspace =
+      new_vector(q, attention::attention_backward_workspace(params), ScalarType::Float);
+  params.workspace = static_cast<float*>(workspace.mutable_data_ptr());
+  attention::attention_backward(params, scope.stream());
+  const int64_t width = sizes[3];
+  return {without_padding(dq, width), without_padding(dk, width), without_padding(dv, width)};
 }
 
 }  // namespace
@@ -205,4 +294,5 @@ std::tuple<Tensor, Tensor> attention_fwd(const Tensor& q, const Tensor& k, const
 
 LLMJP_LIBRARY_IMPL(LLMJP_NAMESPACE, LLMJP_DISPATCH_KEY, library) {
   library.impl("attention_fwd", TORCH_BOX(&llmjp::bindings::attention_fwd));
+  library.impl("attention_bwd", TORCH_BOX(&llmjp::bindings::attention_bwd));
 }

@@ -49,11 +49,13 @@ LLMJP_LIBRARY(LLMJP_NAMESPACE, library) {
       "float softcap, float dropout_p)"
       " -> (Tensor out, Tensor lse)");
 
-  // Gradients of out and, where dlse is given, of lse too.
+  // Gradients of out and, where dlse is given, of lse too; deterministic ones do not depend on
+  // timing.
   library.def(
       "attention_bwd(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor "
       "lse, Tensor? alibi_slopes, Tensor? starts_k, Tensor? seqlens_k, Tensor? random_state, "
-      "float? scale, int window_left, int window_right, float softcap, float dropout_p)"
+      "float? scale, int window_left, int window_right, float softcap, float dropout_p, "
+      "bool deterministic)"
       " -> (Tensor dq, Tensor dk, Tensor dv)");
 
   // Appends k_new and v_new to the caches, then attention of q over their cache_seqlens + new keys.

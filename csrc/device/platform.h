@@ -14,6 +14,7 @@
 #define LLMJP_KERNEL __global__ void
 #define LLMJP_LAUNCH_BOUNDS(max_threads, min_blocks) __launch_bounds__(max_threads, min_blocks)
 #define LLMJP_UNROLL _Pragma("unroll")
+#define LLMJP_DO_NOT_UNROLL _Pragma("unroll 1")
 
 #elif defined(LLMJP_SIMT)
 
@@ -23,6 +24,7 @@
 #define LLMJP_KERNEL void
 #define LLMJP_LAUNCH_BOUNDS(max_threads, min_blocks)
 #define LLMJP_UNROLL
+#define LLMJP_DO_NOT_UNROLL
 
 #else
 #error "csrc/device is for kernels: compile with nvcc, or with LLMJP_SIMT"

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "device/platform.h"
+#include "device/thread.h"
 
 namespace llmjp::device {
 
@@ -26,5 +27,12 @@ T not_before(T value) {
 }
 
 #endif
+
+// lane_index() and warp_index() so that what follows from them is computed here and not before.
+// Masked, because a number known not to be negative divides by shifting.
+LLMJP_DEVICE int lane_index_here() { return not_before(thread_index()) & (kWarpSize - 1); }
+LLMJP_DEVICE int warp_index_here() {
+  return static_cast<int>(static_cast<unsigned>(not_before(thread_index())) / kWarpSize);
+}
 
 }  // namespace llmjp::device

@@ -260,7 +260,10 @@ class _Attention(torch.autograd.Function):
         q, k, v, out, lse, *masks = ctx.saved_tensors
         if dout is None:  # only lse was used
             dout = torch.zeros_like(out)
-        dq, dk, dv = _library.ops.attention_bwd(dout, dlse, q, k, v, out, lse, *masks, *ctx.numbers)
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        dq, dk, dv = _library.ops.attention_bwd(
+            dout, dlse, q, k, v, out, lse, *masks, *ctx.numbers, deterministic
+        )
         return dq, dk, dv, *nothing
 
 
@@ -342,6 +345,7 @@ def _torch_bwd(
     window_right: int,
     softcap: float,
     dropout_p: float,
+    deterministic: bool,  # as the blocks always are
 ) -> tuple[Tensor, Tensor, Tensor]:
     if q.numel() == 0 or k.numel() == 0:
         return q.new_zeros(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)

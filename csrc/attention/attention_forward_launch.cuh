@@ -1,7 +1,5 @@
-// Launches of the attention kernels for one tile and element type.
+// Launches of the attention forward kernel for one tile and element type.
 #pragma once
-
-#include <limits>
 
 #include "attention/attention_forward.cuh"
 #include "attention/attention_launch.h"
@@ -25,13 +23,6 @@ void launch_attention_forward_tile(const AttentionForward& params, host::Stream 
   scaled.exponent_scale = kGeneral ? kLog2E : params.scale * kLog2E;
   host::launch("attention_forward", attention_forward_kernel<T, Tile, kGeneral>,
                {order.blocks(), Tile::kThreads, Tile::kSharedBytes, stream}, scaled, order, steps);
-}
-
-// The plain kernel folds the scale into the exponent, where it must not turn the order of the
-// scores round.
-inline bool is_general(const AttentionForward& params) {
-  return params.softcap > 0.0f || params.alibi != nullptr || params.dropout > 0.0f ||
-         !(params.scale >= std::numeric_limits<float>::min());
 }
 
 template <int kHeadDim, class T>
