@@ -126,7 +126,7 @@ def test_inputs_of_all_kinds_are_read(
     assert tokenizer.token_to_id("鸚") is not None and tokenizer.token_to_id("躇") is not None
     assert tokenizer.token_to_id("☃") is None
     before = (output / "tokenizer.json").read_bytes()
-    monkeypatch.setattr(tokenizer_training, "_LARGE_CORPUS", 0)
+    monkeypatch.setattr(tokenizer_training, "LARGE_CORPUS", 0)
     assert train(folder, *arguments, "--overwrite") == 0
     assert (output / "tokenizer.json").read_bytes() == before
     assert train(folder, *arguments, "--max-lines", 200, "--overwrite", "--allow-fewer") == 0

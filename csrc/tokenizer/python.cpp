@@ -16,6 +16,7 @@
 #include <type_traits>
 
 #include "tokenizer/json.h"
+#include "tokenizer/python_expectation.h"
 #include "tokenizer/python_ids.h"
 #include "tokenizer/python_lock.h"
 #include "tokenizer/python_text.h"
@@ -282,6 +283,10 @@ class PyTokenizer {
     return ids;
   }
 
+  py::tuple expected(const py::object& texts, const py::object& scores) const {
+    return expected_counts(tokenizer_->model(), texts, scores);
+  }
+
   py::bytes compile(const py::bytes& note) const {
     const std::string_view text = note;
     std::string bytes;
@@ -365,6 +370,7 @@ PYBIND11_MODULE(_tokenizer, m) {
       .def("token_to_id", &PyTokenizer::token_to_id, py::arg("token"))
       .def("id_to_token", &PyTokenizer::id_to_token, py::arg("id"))
       .def("get_vocab", &PyTokenizer::get_vocab)
+      .def("expected_counts", &PyTokenizer::expected, py::arg("texts"), py::arg("scores"))
       .def("compile", &PyTokenizer::compile, py::arg("note"))
       .def_property_readonly("note", &PyTokenizer::note)
       .def("score", &PyTokenizer::score, py::arg("id"))

@@ -188,6 +188,32 @@ class Tokenizer(Encoder):
         """Ids by token: all pieces and added tokens."""
         return self._native.get_vocab()
 
+    def expected_counts(
+        self, texts: Iterable[str], scores: npt.NDArray[np.float64] | None = None
+    ) -> tuple[npt.NDArray[np.float64], float]:
+        """How often each piece is expected over all ways to cut the texts, not only the best one.
+
+        This is the expectation step of training a Unigram model (Kudo 2018, "Subword
+        Regularization"): a way to cut has a probability proportional to exp(the sum of its pieces'
+        scores). Spaces and what goes before a text are as in encode(); literals of special tokens
+        are text like any other. A character without a piece counts for the unknown id, at the
+        model's price of one. Runs on one thread, with the interpreter's lock released.
+
+        Args:
+            texts: any str without lone surrogates.
+            scores: float64 [vocab_size], by id, to be used instead of the model's own.
+
+        Returns:
+            The counts, float64 [vocab_size], summed over the texts; and the sum over the texts of
+            the natural logarithm of exp(score of a cut) summed over all cuts, which is the texts'
+            log-likelihood if exp(score) sums to 1 over the pieces.
+
+        Raises:
+            TypeError: `texts` is one str, or an item is not a str or has a lone surrogate.
+            ValueError: `scores` is of another shape, or not finite.
+        """
+        return self._native.expected_counts(texts, scores)
+
     def to_hf(self) -> "PreTrainedTokenizerFast":
         """A Transformers fast tokenizer of the same ids, for code that wants one.
 

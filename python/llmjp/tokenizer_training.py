@@ -1,5 +1,7 @@
 """`llmjp tokenizer-train`: trains tokenizers of the LLM-jp kind with SentencePiece.
 
+This is one training on all text; llmjp.tokenizer_merging has one for each language.
+
 train_tokenizer() writes the SentencePiece `.model` and the `tokenizer.json` made from it, whose ids
 agree on all text that spells out no special token and no byte piece such as "<0x41>", but for runs
 of one character whose exact ties the two formats round differently.
@@ -13,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +53,7 @@ _ROLES = {
 }
 
 
-_FIXED_PIECES = len(SPECIAL_TOKENS) + 1 + 256  # special, newline, bytes
+FIXED_PIECES = len(SPECIAL_TOKENS) + 1 + 256  # special, newline, bytes
 _COVERAGES = (0.98, 1.0)  # what SentencePiece takes
 _LONGEST_PIECE = 512
 _MOST_THREADS = 1024
@@ -59,7 +62,7 @@ _SENTENCE_CHARACTERS = 1 << 16
 _SENTENCE_BYTES = 4 * _SENTENCE_CHARACTERS
 # From so many bytes on disk on (packed ones may be a gigabyte of text) SentencePiece counts in 64
 # bits, as in LLM-jp's recipe: in 32 it refuses what has 2^31 characters. It takes more memory.
-_LARGE_CORPUS = 1 << 28
+LARGE_CORPUS = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument(
         "inputs",
-        nargs="+",
+        nargs="*",
         metavar="INPUT",
-        help="files, folders (searched), patterns in quotes; told by their names: " + SUPPORTED,
+        help="of a single training: files, folders (searched), patterns in quotes; told by their "
+        "names: " + SUPPORTED,
     )
     parser.add_argument(
         "--format", choices=FORMATS, help="what all inputs hold, whatever they are called"
@@ -96,9 +100,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vocab-size",
         type=int,
-        required=True,
         metavar="N",
-        help=f"pieces in all; {_FIXED_PIECES} special, newline and byte pieces are among them",
+        help=f"of a single training: pieces in all; {FIXED_PIECES} special, newline and byte "
+        "pieces are among them",
     )
     parser.add_argument(
         "--allow-fewer",
@@ -113,7 +117,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of the text's characters that get pieces; the rest become bytes",
     )
     parser.add_argument(
-        "--max-piece-length", type=int, default=16, metavar="N", help="of a piece, in characters"
+        "--max-piece-length",
+        type=int,
+        default=16,
+        metavar="N",
+        help="of a single training: characters of a piece",
+    )
+    parser.add_argument(
+        "--language",
+        action="append",
+        default=[],
+        metavar="NAME:PIECES:LONGEST:INPUT[,INPUT...]",
+        help="instead of INPUT and --vocab-size, once for each language, as LLM-jp does: train "
+        "PIECES pieces of at most LONGEST characters on these inputs, and merge all languages; "
+        "those named ja or zh are taken to be written without spaces",
+    )
+    parser.add_argument(
+        "--em-epochs",
+        type=int,
+        default=2,
+        metavar="N",
+        help="with --language: times that the merged pieces' scores are estimated anew on all text",
     )
     parser.add_argument(
         "--max-lines",
@@ -128,24 +152,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where the text stands in a line of JSON; the column of a Parquet file",
     )
     parser.add_argument("--threads", type=int, help="threads; by default one per usable core")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the sample that --max-lines asks for"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace existing files in DIR")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
-    summary = train_tokenizer(
-        arguments.inputs,
-        arguments.vocab_size,
-        arguments.output,
-        character_coverage=arguments.character_coverage,
-        max_piece_length=arguments.max_piece_length,
-        hard_vocab_limit=not arguments.allow_fewer,
-        max_lines=arguments.max_lines,
-        format=arguments.format,
-        json_key=arguments.json_key,
-        num_threads=arguments.threads,
-        overwrite=arguments.overwrite,
-    )
+    common: dict[str, Any] = {
+        "character_coverage": arguments.character_coverage,
+        "hard_vocab_limit": not arguments.allow_fewer,
+        "max_lines": arguments.max_lines,
+        "format": arguments.format,
+        "json_key": arguments.json_key,
+        "num_threads": arguments.threads,
+        "seed": arguments.seed,
+        "overwrite": arguments.overwrite,
+    }
+    if arguments.language:
+        # Here, because it is made of this module's parts.
+        from llmjp.tokenizer_merging import parse_language, train_merged_tokenizer
+
+        if arguments.inputs or arguments.vocab_size is not None:
+            raise UserError("--language takes the place of INPUT and --vocab-size, got both")
+        languages = [parse_language(text) for text in arguments.language]
+        summary: Summary = train_merged_tokenizer(
+            languages, arguments.output, em_epochs=arguments.em_epochs, **common
+        )
+    elif not arguments.inputs or arguments.vocab_size is None:
+        raise UserError("needed are INPUT and --vocab-size, or --language for each language")
+    else:
+        summary = train_tokenizer(
+            arguments.inputs,
+            arguments.vocab_size,
+            arguments.output,
+            max_piece_length=arguments.max_piece_length,
+            **common,
+        )
     print(
         f"{arguments.output}: {summary.pieces:,} pieces from {summary.files:,} files of "
         f"{summary.bytes_read / 1e6:,.1f} MB in {summary.seconds:.1f} s"
@@ -165,6 +209,7 @@ def train_tokenizer(
     format: str | None = None,
     json_key: str = "text",
     num_threads: int | None = None,
+    seed: int = 0,
     overwrite: bool = False,
 ) -> Summary:
     """Trains a tokenizer on text files and writes a folder that Transformers can load.
@@ -187,6 +232,7 @@ def train_tokenizer(
         format: what the files hold, whatever they are called; see find_files().
         json_key: the key of the text in JSON lines, the column of a Parquet file.
         num_threads: default: one per usable core.
+        seed: of the sample that `max_lines` asks for, 0 to 2^32 - 1.
         overwrite: replace a tokenizer that is in `output_dir`; other files there stay.
 
     Raises:
@@ -195,55 +241,50 @@ def train_tokenizer(
         OSError: a file cannot be read or written.
     """
     started = time.perf_counter()
-    threads = _usable_cores() if num_threads is None else num_threads
-    _check_settings(vocab_size, character_coverage, max_piece_length, max_lines, threads)
+    threads = usable_cores() if num_threads is None else num_threads
+    check_settings(vocab_size, character_coverage, max_piece_length, max_lines, threads, seed)
     output = Path(output_dir)
-    _check_output(output, overwrite)
+    check_output(output, overwrite)
     files = find_files(inputs, format)
     total = sum(file.size for file in files)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the output: a full disk or missing rights show before old files are touched.
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as work:
-        result = Path(work) / "tokenizer"
-        result.mkdir()
-        with tqdm(
-            total=total, unit="B", unit_scale=True, disable=not sys.stderr.isatty()
-        ) as progress:
-            _train(
-                _sentences(files, json_key, progress),
-                result / MODEL_FILE,
-                vocab_size=vocab_size,
-                character_coverage=character_coverage,
-                max_sentencepiece_length=max_piece_length,
-                hard_vocab_limit=hard_vocab_limit,
-                num_threads=threads,
-                train_extremely_large_corpus=total >= _LARGE_CORPUS,
-                **({} if max_lines is None else {"input_sentence_size": max_lines}),
-            )
-        pieces = _write_files(result)
-        if output.exists():
-            for path in sorted(result.iterdir()):
-                path.replace(output / path.name)
-        else:
-            result.rename(output)
+    with (
+        output_folder(output) as result,
+        tqdm(total=total, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as progress,
+    ):
+        train_model(
+            sentences_of(files, json_key, progress),
+            result / MODEL_FILE,
+            seed=seed,
+            vocab_size=vocab_size,
+            character_coverage=character_coverage,
+            max_sentencepiece_length=max_piece_length,
+            hard_vocab_limit=hard_vocab_limit,
+            num_threads=threads,
+            train_extremely_large_corpus=total >= LARGE_CORPUS,
+            **({} if max_lines is None else {"input_sentence_size": max_lines}),
+        )
+        pieces = write_files(result)
     return Summary(pieces, len(files), total, time.perf_counter() - started)
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def _check_settings(
+def check_settings(
     vocab_size: int,
     character_coverage: float,
     max_piece_length: int,
     max_lines: int | None,
     threads: int,
+    seed: int,
 ) -> None:
-    if vocab_size <= _FIXED_PIECES:
-        raise UserError(f"the vocabulary size must be more than {_FIXED_PIECES}, got {vocab_size}")
+    """Raises UserError for a setting that is out of range."""
+    if vocab_size <= FIXED_PIECES:
+        raise UserError(f"the vocabulary size must be more than {FIXED_PIECES}, got {vocab_size}")
     low, high = _COVERAGES
     if not low <= character_coverage <= high:
         raise UserError(
@@ -257,9 +298,12 @@ def _check_settings(
         raise UserError(f"the number of lines must be 1 or more, got {max_lines}")
     if not 1 <= threads <= _MOST_THREADS:
         raise UserError(f"threads must be 1 to {_MOST_THREADS}, got {threads}")
+    if not 0 <= seed < 1 << 32:
+        raise UserError(f"the seed must be 0 to {(1 << 32) - 1}, got {seed}")
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
+def check_output(output: Path, overwrite: bool) -> None:
+    """Raises UserError where a tokenizer's folder may not be written."""
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file, not a folder")
     present = [name for name in OUTPUT_FILES if (output / name).exists()]
@@ -267,7 +311,23 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise UserError(f"{output} already holds {', '.join(present)} (--overwrite replaces them)")
 
 
-def _sentences(files: Iterable[InputFile], key: str, progress: "tqdm[Any]") -> Iterator[str]:
+@contextmanager
+def output_folder(output: Path) -> Iterator[Path]:
+    """A folder beside `output`, whose files come to stand there once the block ends well."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the output: a full disk or missing rights show before old files are touched.
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as work:
+        result = Path(work) / "tokenizer"
+        result.mkdir()
+        yield result
+        if output.exists():
+            for path in sorted(result.iterdir()):
+                path.replace(output / path.name)
+        else:
+            result.rename(output)
+
+
+def sentences_of(files: Iterable[InputFile], key: str, progress: "tqdm[Any]") -> Iterator[str]:
     """Lines of all files, cut where they are longer than SentencePiece takes."""
     for file in files:
         for text, taken in read_texts(file, Reading("lines", key)):
@@ -278,12 +338,13 @@ def _sentences(files: Iterable[InputFile], key: str, progress: "tqdm[Any]") -> I
     progress.set_description("training", refresh=True)
 
 
-def _train(sentences: Iterator[str], model: Path, **settings: Any) -> None:
+def train_model(sentences: Iterator[str], model: Path, *, seed: int, **settings: Any) -> None:
     """Trains the SentencePiece model and writes it to `model`."""
     try:
         import sentencepiece
     except ImportError:
         raise UserError("training a tokenizer needs the sentencepiece package") from None
+    sentencepiece.set_random_generator_seed(seed)
     failures: list[Exception] = []
 
     def guarded() -> Iterator[str]:
@@ -342,7 +403,7 @@ def _reason(message: str) -> str:
     return "training failed: " + re.sub(r"^.*?\] ", "", " ".join(message.split()))
 
 
-def _write_files(folder: Path) -> int:
+def write_files(folder: Path) -> int:
     """Writes what belongs beside the model; returns the number of pieces."""
     files = {
         "tokenizer.json": convert_sentencepiece(folder / MODEL_FILE),
