@@ -10,8 +10,10 @@ BUILD_REQUIREMENTS := 'setuptools>=77' 'cmake>=3.24' ninja 'pybind11>=2.13'
 NATIVE := setup.py CMakeLists.txt $(shell find cmake csrc -type f)
 TOKENIZER_RESULTS := benchmarks/results/cpu/tokenizer.jsonl
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+FUZZ_SECONDS ?= 60
+FUZZ_CXX ?= clang++
 
-.PHONY: help setup setup-dev demo test bench bench-tokenizer lint format clean
+.PHONY: help setup setup-dev demo test fuzz bench bench-tokenizer lint format clean
 
 help:  ## Shows this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 12
@@ -30,6 +32,14 @@ bench-tokenizer: setup-dev  ## Measures the tokenizer beside its peers; writes t
 	$(PY) benchmarks/run.py tokenizer --device cpu --replace --output $(TOKENIZER_RESULTS)
 	$(PY) benchmarks/tokenizer_suite/report.py $(TOKENIZER_RESULTS) \
 	    --page docs/tokenizer.md --plot docs/tokenizer.svg
+
+fuzz: setup-dev  ## Fuzzes the tokenizer, FUZZ_SECONDS a target (60); needs clang with libFuzzer
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" CXX=$(FUZZ_CXX) cmake -G Ninja -S . -B build/fuzz -DLLMJP_FUZZ=ON -DLLMJP_CUDA=OFF -DLLMJP_PYTHON="$(CURDIR)/$(PY)"
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ninja -C build/fuzz tokenizer_fuzzers
+	cd build/fuzz/tokenizer_tests && for target in files search decode; do \
+	  mkdir -p corpus/$$target && ./tokenizer_replay $$target --seeds corpus/$$target && \
+	  ./tokenizer_fuzz_$$target -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=2048 -print_final_stats=1 corpus/$$target || exit 1; \
+	done
 
 lint: setup-dev  ## Checks format, style and types
 	$(PY) -m ruff check .

@@ -23,7 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "simt": set(),
     "tokenizer": {"host"},
     "bindings": {"host", "tokenizer", *FAMILIES},
-    "tests": {"device", "simt", "host", *FAMILIES},
+    "tests": {"device", "simt", "host", "tokenizer", *FAMILIES},
     **{family: {"host"} for family in FAMILIES},
 }
 STABLE_HEADERS = re.compile(r"torch/(csrc/stable|headeronly)/")

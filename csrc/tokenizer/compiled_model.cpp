@@ -58,14 +58,19 @@ void CompiledWriter::append(CompiledBlock block, const void* data, size_t size) 
   bytes_.resize(aligned(bytes_.size()));
 }
 
-std::string CompiledWriter::finish() {
+void CompiledWriter::seal(std::string& bytes) {
+  bytes.resize(std::max(aligned(bytes.size()), kCompiledAlignment));
   CompiledHeader header{};
   std::copy(kCompiledMagic.begin(), kCompiledMagic.end(), header.magic);
   header.byte_order = kCompiledByteOrder;
   header.format = kCompiledFormat;
-  header.size = bytes_.size();
-  header.checksum = checksum(std::string_view(bytes_).substr(kCompiledAlignment));
-  std::memcpy(bytes_.data(), &header, sizeof header);
+  header.size = bytes.size();
+  header.checksum = checksum(std::string_view(bytes).substr(kCompiledAlignment));
+  std::memcpy(bytes.data(), &header, sizeof header);
+}
+
+std::string CompiledWriter::finish() {
+  seal(bytes_);
   return std::move(bytes_);
 }
 

@@ -67,6 +67,8 @@ class CompiledWriter {
 
   // The file's bytes. The writer is empty then.
   std::string finish();
+  // Writes the header over the first bytes of a file, for what follows them.
+  static void seal(std::string& bytes);
 
  private:
   template <class T>

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <limits>
+#include <utility>
 
 #include "tokenizer/utf8.h"
 
@@ -89,7 +90,7 @@ std::string JsonValue::summary() const {
   std::string keys;
   for (const auto& member : members) {
     if (keys.size() > 60) return "an object with " + keys + ", …";
-    keys += (keys.empty() ? "" : ", ") + member.first;
+    keys += (keys.empty() ? "" : ", ") + member.name;
   }
   return "an object with " + (keys.empty() ? "no members" : keys);
 }
@@ -286,7 +287,7 @@ JsonValue JsonReader::read_value(int depth) {
         if (value.find(key) != nullptr) fail("member \"" + key + "\" appears twice");
         if (value.members.size() == kMaxMembers) fail("an object with too many members");
         JsonValue member = read_value(depth + 1);
-        value.members.emplace_back(key, std::move(member));
+        value.members.push_back({key, std::move(member)});
       }
       break;
     }

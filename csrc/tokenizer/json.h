@@ -15,7 +15,6 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 namespace llmjp::tokenizer {
@@ -25,6 +24,8 @@ class FormatError : public std::invalid_argument {
  public:
   using std::invalid_argument::invalid_argument;
 };
+
+struct JsonMember;
 
 // A parsed value. Members keep their order; a repeated key is refused by the reader.
 struct JsonValue {
@@ -36,11 +37,16 @@ struct JsonValue {
   double number = 0.0;
   std::string string;
   std::vector<JsonValue> items;
-  std::vector<std::pair<std::string, JsonValue>> members;
+  std::vector<JsonMember> members;
 
   bool is_null() const { return type == Type::kNull; }
   const JsonValue* find(std::string_view key) const;  // null where an object has no such member
   std::string summary() const;                        // for error messages: short, one line
+};
+
+struct JsonMember {
+  std::string name;
+  JsonValue value;
 };
 
 class JsonReader {
