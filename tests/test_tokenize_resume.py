@@ -321,6 +321,22 @@ def test_ctrl_c_says_how_to_go_on(
     assert files_below(tmp_path / "out") == whole
 
 
+def test_a_signal_before_a_worker_has_its_handlers_is_not_answered_by_it(
+    tmp_path: Path, inputs: list[Path], tokenizer: Tokenizer, whole, monkeypatch
+) -> None:
+    """SIGINT in the moment after a fork: it is the parent's to answer, and the worker goes on."""
+    original = workers._work
+
+    def interrupted(*arguments: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        original(*arguments)
+
+    monkeypatch.setattr(workers, "_work", interrupted)
+    written(tmp_path / "o", inputs, tokenizer, 2)
+    assert files_below(tmp_path / "o") == whole
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
 def test_a_worker_that_is_killed_is_told(
     tmp_path: Path, inputs: list[Path], tokenizer: Tokenizer, whole, monkeypatch
 ) -> None:

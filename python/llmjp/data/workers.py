@@ -19,6 +19,9 @@ from llmjp.errors import UserError
 
 OpenTask = tuple[int, int, list[int | None] | None]
 
+# Ctrl-C reaches the whole group; the parent answers it and ends the others.
+_HANDLERS = {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_DFL}
+
 
 class Workers:
     """Does tasks in several processes, or in this one if one is asked for."""
@@ -31,18 +34,26 @@ class Workers:
         self._connections: list[Connection] = []
         if count < 2 or len(tasks) < 2:
             return
+        # A signal that comes before a new process has set its own handlers would meet this one's.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLERS)
+        try:
+            for _ in range(min(count, len(tasks))):
+                self._start(job, blocked)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+    def _start(self, job: Job, signals: set[int]) -> None:
+        """Forks a process, which blocks `signals` as soon as it has handlers for the others."""
         context = multiprocessing.get_context("fork")
-        for _ in range(min(count, len(tasks))):
-            ours, theirs = context.Pipe()
-            # A connection ends when no process holds its other side: the ends of older siblings,
-            # which fork hands on, are closed by the child.
-            process = context.Process(
-                target=_work, args=(job, theirs, [*self._connections, ours]), daemon=True
-            )
-            process.start()
-            theirs.close()
-            self._processes.append(process)
-            self._connections.append(ours)
+        ours, theirs = context.Pipe()
+        # A connection ends when no process holds its other side: the ends of older siblings,
+        # which fork hands on, are closed by the child.
+        foreign = [*self._connections, ours]
+        process = context.Process(target=_work, args=(job, theirs, foreign, signals), daemon=True)
+        process.start()
+        theirs.close()
+        self._processes.append(process)
+        self._connections.append(ours)
 
     def segments(self) -> Iterator[Segment]:
         """Segments in the order in which they are finished: each task's own are in order.
@@ -116,11 +127,11 @@ class Workers:
             process.join()
 
 
-def _work(job: Job, connection: Connection, foreign: list[Connection]) -> None:
+def _work(job: Job, connection: Connection, foreign: list[Connection], signals: set[int]) -> None:
     """What a process does, until the other side of its connection is gone."""
-    # Ctrl-C reaches the whole group; the parent answers it and ends the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number, handler in _HANDLERS.items():
+        signal.signal(number, handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, signals)
     for other in foreign:
         other.close()
     try:
