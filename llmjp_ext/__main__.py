@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llmjp_ext._version import __version__
 
-WIDTH = 28
+WIDTH = 32
 # Vector extensions that matter to code on the CPU, as Linux spells them in /proc/cpuinfo.
 CPU_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "avx512_vnni")
 ARM_FEATURES = ("asimd", "asimdhp", "bf16", "i8mm", "sve")

@@ -19,6 +19,21 @@ TORCH_INCLUDE = Path(torch.__file__).parent / "include"
 ALLOWED_LIBRARIES = re.compile(
     r"lib(torch_cpu|c|m|dl|rt|pthread|stdc\+\+|gcc_s)\.so(\.\d+)?|ld-linux.*\.so\.\d+"
 )
+# What bindings may name of torch: read in the headers of 2.11, which a GPU machine may have.
+HEADERS_OF_2_11 = {
+    "<torch/csrc/stable/accelerator.h>",
+    "<torch/csrc/stable/library.h>",
+    "<torch/csrc/stable/ops.h>",
+    "<torch/csrc/stable/tensor.h>",
+}
+MACROS_OF_2_11 = {
+    "AOTI_TORCH_SUCCESS",
+    "STABLE_TORCH_LIBRARY",
+    "STABLE_TORCH_LIBRARY_IMPL",
+    "TORCH_ABI_VERSION",
+    "TORCH_BOX",
+    "TORCH_ERROR_CODE_CHECK",
+}
 RUNTIME_VERSION = re.compile(r"@(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+$")
 
 
@@ -75,6 +90,7 @@ def configure(
         name: value
         for name, value in os.environ.items()
         if name not in ("CXX", "CC", "CUDACXX", "CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST")
+        and not name.endswith("_COMPILER_LAUNCHER")
     }
     return subprocess.run(
         [
@@ -122,6 +138,18 @@ def test_library_needs_only_what_torch_2_11_offers() -> None:
     assert not others, f"neither torch's nor the runtime's: {sorted(others)}"
     unknown = {name for name in weak if not RUNTIME_VERSION.search(name)}
     assert unknown <= {"_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable", "__gmon_start__"}
+
+
+def test_bindings_name_only_what_headers_of_2_11_have() -> None:
+    """The sources compile with torch 2.11, whose headers lack macros that later ones define.
+
+    The guards of a later torch's headers hide newer functions, but not newer macros and headers.
+    """
+    text = "\n".join(path.read_text() for path in (ROOT / "csrc" / "bindings").iterdir())
+    headers = set(re.findall(r"<torch/[^>]*>", text))
+    macros = set(re.findall(r"\b(?:[A-Z]+_)*TORCH_[A-Z_]+\b", text))
+    assert headers <= HEADERS_OF_2_11, f"not in torch 2.11: {sorted(headers - HEADERS_OF_2_11)}"
+    assert macros <= MACROS_OF_2_11, f"not in torch 2.11: {sorted(macros - MACROS_OF_2_11)}"
 
 
 def test_library_links_only_torch_and_the_runtime() -> None:

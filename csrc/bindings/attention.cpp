@@ -26,7 +26,7 @@ constexpr int64_t kChunk = 8;  // elements of a 16-byte piece
 Tensor narrowed(const Tensor& tensor, int64_t width) {
   using torch::stable::detail::from;
   std::array<StableIValue, 4> stack{from(tensor), from(int64_t{3}), from(int64_t{0}), from(width)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("aten::narrow", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
