@@ -9,13 +9,18 @@ anything is timed. A peer that differs is timed all the same, and its rows say f
 Lists of ids and flat arrays are different products: what a candidate of ours gives stands in its
 name; `tokenizers`, sentencepiece and kitoken give lists, splintr arrays.
 
-Text counts as unseen: llmjp_ext remembers the ids of short units of text, others short strings, so
-every call gets a tokenizer that was just loaded, outside the measured time, ours and the peers'.
+The text that is timed is text that the tokenizer has not seen, in one of two states, the same for
+ours and the peers':
+
+- "after other text", the job of preparing a corpus: the tokenizer has encoded other text of the
+  same kind, with no document or line in common, and so has filled what it remembers (llmjp_ext the
+  ids of short units, others short strings) and the processor's caches. The strings were just made
+  from JSON, as a reader of records leaves them. All of this is done anew for every repetition.
+- "first call": the tokenizer was just loaded, remembers nothing, and the caches were overwritten.
 """
 
 import functools
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -30,13 +35,15 @@ from benchmarks.tokenizer_suite.peers import (
     Peer,
     as_lists,
 )
+from benchmarks.tokenizer_suite.reference import Reference, cores, count_differing
 from benchmarks.tokenizer_suite.texts import (
+    Halves,
     Material,
     code_documents,
     compiled,
     english_documents,
     first,
-    lines_of,
+    lines_apart,
     material,
     prompts,
     tied_documents,
@@ -45,33 +52,14 @@ from benchmarks.tokenizer_suite.texts import (
 from llmjp_ext import Tokenizer
 
 RAGGED, LISTS = f"{OURS} encode_ragged", f"{OURS} encode_batch"
-MEGABYTES = 4.0  # of one kind of text at most: all of JGLUE
+MEGABYTES = 2.0  # of one kind of text and half, at most: more than there is of JGLUE
 QUICK_MEGABYTES = 0.05
 PROMPTS = 2000
 QUICK_PROMPTS = 50
 # Measured seconds for each candidate of a case: the whole run stays within five minutes.
 BUDGET_SECONDS = 1.5
-# Calls of ours in one repetition, which then lasts 50 ms or so.
+# Calls of ours in one repetition of a first call or of decoding, which then lasts 50 ms or so.
 CALLS = 3
-
-
-class Reference:
-    """Ids of some texts by Hugging Face's library, found when they are first asked for."""
-
-    def __init__(self, model: Material, texts: list[str]) -> None:
-        self.model = model
-        self.texts = texts
-        self.size = sum(len(text.encode()) for text in texts)
-
-    @functools.cached_property
-    def ids(self) -> Ids:
-        oracle = HUGGING_FACE.load(self.model, cores())
-        encoded = oracle.encode_batch(self.texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encoded]
-
-    def differing(self, result: Any) -> int:
-        """The number of texts whose ids are others."""
-        return count_differing(result, self.ids)
 
 
 def fresh(model: Material) -> Tokenizer:
@@ -85,19 +73,6 @@ def compiled_bytes(model: Material) -> bytes:
     return compiled(model).read_bytes()
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def count_differing(result: list[Any], expected: list[Any]) -> int:
-    """How many items are not those expected."""
-    assert len(result) == len(expected), f"{len(result)} results, not {len(expected)}"
-    return sum(given != wanted for given, wanted in zip(result, expected, strict=True))
-
-
 def split_peers(peers: tuple[Peer, ...], threads: int) -> tuple[dict[str, Peer], dict[str, str]]:
     """The peers that can be measured here by name, and the others with the reason."""
     reasons = {peer.name: peer.absent(threads) for peer in peers}
@@ -105,58 +80,68 @@ def split_peers(peers: tuple[Peer, ...], threads: int) -> tuple[dict[str, Peer],
     return present, {name: reason for name, reason in reasons.items() if reason is not None}
 
 
+def ours(
+    reference: Reference, method: str, threads: int, first_call: bool = False, **options: Any
+) -> Candidate:
+    """encode_ragged or encode_batch of ours, with so many threads."""
+
+    def encode(tokenizer: Tokenizer, texts: list[str]) -> Any:
+        return getattr(tokenizer, method)(texts, add_special_tokens=False, num_threads=threads)
+
+    return reference.candidate(
+        lambda: fresh(reference.model), encode, first_call, as_result=as_lists, **options
+    )
+
+
 def encode_case(
-    reference: Reference, name: str, threads: int, peers: tuple[Peer, ...] = PEERS
+    reference: Reference,
+    name: str,
+    threads: int,
+    peers: tuple[Peer, ...] = PEERS,
+    first_call: bool = False,
 ) -> Case:
-    """Ids of all texts without special tokens, with so many threads."""
-    model, texts = reference.model, reference.texts
+    """Ids of all texts without special tokens, with so many threads, in one of the states."""
+    model = reference.model
     present, absent = split_peers(peers, threads)
-
-    def load() -> Tokenizer:
-        return fresh(model)
-
-    def lists(ours: Tokenizer) -> Ids:
-        return ours.encode_batch(texts, add_special_tokens=False, num_threads=threads)
-
-    def ragged(ours: Tokenizer) -> Any:
-        return ours.encode_ragged(texts, add_special_tokens=False, num_threads=threads)
+    calls = CALLS if first_call else 1
 
     def of_peer(peer: Peer) -> Candidate:
-        return Candidate(
-            lambda loaded: peer.batch(loaded, texts, threads),
-            prepare=lambda: peer.load(model, threads),
+        return reference.candidate(
+            lambda: peer.load(model, threads),
+            lambda loaded, texts: peer.batch(loaded, texts, threads),
+            first_call,
             as_result=peer.ids,
         )
 
-    rivals = tuple(present)
+    def of_ours(method: str) -> Candidate:
+        rivals = tuple(present)
+        return ours(reference, method, threads, first_call, calls=calls, against=rivals)
+
     return Case(
-        name=name,
-        shape=shape(model, f"{len(texts)} texts, {reference.size / 1e6:.2f} MB", threads),
+        name=f"first call: {name}" if first_call else name,
+        shape=reference.shape(threads),
         dtype="",
         candidates={
-            RAGGED: Candidate(ragged, load, as_lists, calls=CALLS, against=rivals),
-            LISTS: Candidate(lists, load, calls=CALLS, against=rivals),
+            RAGGED: of_ours("encode_ragged"),
+            LISTS: of_ours("encode_batch"),
             **{rival: of_peer(peer) for rival, peer in present.items()},
         },
         check=reference.differing,
         input_bytes=reference.size,
         absent=absent,
         on_cpu=True,
-        items=len(texts),
-        facts={"kind": "encode", "model": model.name, "threads": threads},
+        items=len(reference.texts),
+        facts={
+            "kind": "first" if first_call else "encode",
+            "model": model.name,
+            "threads": threads,
+        },
         budget_seconds=BUDGET_SECONDS,
     )
 
 
 def threads_case(reference: Reference, name: str) -> Case:
-    """One thread and all of them in the same rounds."""
-    model, texts = reference.model, reference.texts
-
-    def call(method: str, threads: int) -> Callable[[Tokenizer], Any]:
-        def run(ours: Tokenizer) -> Any:
-            return getattr(ours, method)(texts, add_special_tokens=False, num_threads=threads)
-
-        return run
+    """One thread and all of them in the same rounds, after other text."""
 
     def labelled(method: str, threads: int) -> str:
         return f"{OURS} {method}, {threads} thread{'s' if threads > 1 else ''}"
@@ -164,93 +149,80 @@ def threads_case(reference: Reference, name: str) -> Case:
     candidates = {}
     for method in ("encode_ragged", "encode_batch"):
         for threads in sorted({1, cores()}):
-            candidates[labelled(method, threads)] = Candidate(
-                call(method, threads),
-                lambda: fresh(model),
-                as_lists,
-                calls=CALLS,
-                against=(labelled(method, 1),) if threads > 1 else (),
+            against = (labelled(method, 1),) if threads > 1 else ()
+            candidates[labelled(method, threads)] = ours(
+                reference, method, threads, against=against
             )
     return Case(
         name=f"threads: {name}",
-        shape=shape(model, f"{len(texts)} texts, {reference.size / 1e6:.2f} MB", None),
+        shape=reference.shape(None),
         dtype="",
         candidates=candidates,
         check=reference.differing,
         input_bytes=reference.size,
         on_cpu=True,
-        items=len(texts),
-        facts={"kind": "threads", "model": model.name, "threads": None},
+        items=len(reference.texts),
+        facts={"kind": "threads", "model": reference.model.name, "threads": None},
         budget_seconds=BUDGET_SECONDS,
     )
 
 
-def memory_case(model: Material, name: str, texts: list[str]) -> Case:
+def memory_case(reference: Reference, name: str) -> Case:
     """What the memory of units does: empty, after other text of the kind, after the same text."""
-    other, timed = texts[::2], texts[1::2]
-    reference = Reference(model, timed)
-
-    def after(seen: list[str]) -> Callable[[], Tokenizer]:
-        def prepare() -> Tokenizer:
-            ours = fresh(model)
-            ours.encode_ragged(seen, num_threads=1)
-            return ours
-
-        return prepare
-
-    def ragged(ours: Tokenizer) -> Any:
-        return ours.encode_ragged(timed, add_special_tokens=False, num_threads=1)
-
+    model, texts = reference.model, reference.texts
+    befores = {"empty memory": [], "after other text": reference.before, "after the same": texts}
     empty = f"{RAGGED}, empty memory"
-    states = {f"{RAGGED}, after other text": other, f"{RAGGED}, after the same text": timed}
     return Case(
         name=f"memory: {name}",
-        shape=shape(model, f"{len(timed)} texts, {reference.size / 1e6:.2f} MB", 1),
+        shape=reference.shape(1),
         dtype="",
         candidates={
-            empty: Candidate(ragged, after([]), as_lists, calls=CALLS),
-            **{
-                state: Candidate(ragged, after(seen), as_lists, calls=CALLS, against=(empty,))
-                for state, seen in states.items()
-            },
+            f"{RAGGED}, {state}": ours(
+                Reference(model, Halves(before, texts)),
+                "encode_ragged",
+                1,
+                against=(empty,) if before else (),
+            )
+            for state, before in befores.items()
         },
         check=reference.differing,
         input_bytes=reference.size,
         on_cpu=True,
-        items=len(timed),
+        items=len(texts),
         facts={"kind": "memory", "model": model.name, "threads": 1},
         budget_seconds=BUDGET_SECONDS,
     )
 
 
 def prompt_case(model: Material, count: int) -> Case:
-    """Short texts one by one: what a call costs."""
-    texts = prompts(model.japanese, count)
-    reference = Reference(model, texts)
+    """Short texts one by one, after other text: what a call costs."""
+    reference = Reference(model, model.japanese.each(lambda half: prompts(half, count)))
     present, absent = split_peers(PEERS, 1)
 
-    def one_by_one(ours: Tokenizer) -> Ids:
-        return [ours.encode(text, add_special_tokens=False) for text in texts]
+    def one_by_one(tokenizer: Tokenizer, texts: list[str]) -> Ids:
+        return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
 
     def of_peer(peer: Peer) -> Candidate:
-        return Candidate(
-            lambda loaded: [peer.one(loaded, text) for text in texts],
-            prepare=lambda: peer.load(model, 1),
+        return reference.candidate(
+            lambda: peer.load(model, 1),
+            lambda loaded, texts: [peer.one(loaded, text) for text in texts],
         )
 
     return Case(
         name="prompts of 20 characters",
-        shape=shape(model, f"{len(texts)} calls", 1),
+        shape=f"{model.name}, {len(reference.texts)} calls, 1 thread",
         dtype="",
         candidates={
-            f"{OURS} encode": Candidate(one_by_one, lambda: fresh(model), against=tuple(present)),
+            f"{OURS} encode": reference.candidate(
+                lambda: fresh(model), one_by_one, against=tuple(present)
+            ),
             **{rival: of_peer(peer) for rival, peer in present.items()},
         },
         check=reference.differing,
         input_bytes=reference.size,
         absent=absent,
         on_cpu=True,
-        items=len(texts),
+        items=len(reference.texts),
         facts={"kind": "prompts", "model": model.name, "threads": 1},
         budget_seconds=BUDGET_SECONDS,
     )
@@ -259,7 +231,7 @@ def prompt_case(model: Material, count: int) -> Case:
 def decode_case(reference: Reference, name: str) -> Case:
     """Texts of the ids, one list a text."""
     model = reference.model
-    ours = Tokenizer.from_file(model.json)
+    tokenizer = Tokenizer.from_file(model.json)
     decoding = tuple(peer for peer in PEERS if peer.decode is not None)
     present, absent = split_peers(decoding, 1)
 
@@ -276,11 +248,11 @@ def decode_case(reference: Reference, name: str) -> Case:
 
     return Case(
         name=f"decode_batch: {name}",
-        shape=shape(model, f"{len(reference.texts)} texts, {reference.size / 1e6:.2f} MB", 1),
+        shape=reference.shape(1),
         dtype="",
         candidates={
             f"{OURS} decode_batch": Candidate(
-                lambda: ours.decode_batch(reference.ids), calls=CALLS, against=tuple(present)
+                lambda: tokenizer.decode_batch(reference.ids), calls=CALLS, against=tuple(present)
             ),
             **{rival: of_peer(peer) for rival, peer in present.items()},
         },
@@ -297,8 +269,8 @@ def decode_case(reference: Reference, name: str) -> Case:
 def load_case(model: Material, loads: str) -> Case:
     """From the file to a tokenizer that encodes."""
     path = model.json if loads == "tokenizer.json" else model.sentencepiece
-    text = model.japanese[0]
-    expected = Reference(model, [text]).ids
+    text = model.japanese.timed[0]
+    expected = Reference(model, Halves([], [text])).ids
     present, absent = split_peers(tuple(peer for peer in PEERS if peer.loads == loads), 1)
 
     def loader(peer: Peer) -> Candidate:
@@ -307,8 +279,8 @@ def load_case(model: Material, loads: str) -> Case:
             as_result=lambda loaded: peer.ids(peer.batch(loaded, [text], 1)),
         )
 
-    def encoded(ours: Tokenizer) -> Ids:
-        return [ours.encode(text, add_special_tokens=False)]
+    def encoded(tokenizer: Tokenizer) -> Ids:
+        return [tokenizer.encode(text, add_special_tokens=False)]
 
     file = compiled(model)
     mapped = f"{OURS} from_file, compiled"
@@ -317,7 +289,7 @@ def load_case(model: Material, loads: str) -> Case:
     )
     return Case(
         name=f"load {loads}",
-        shape=shape(model, f"{path.stat().st_size / 1e6:.2f} MB", None),
+        shape=f"{model.name}, {path.stat().st_size / 1e6:.2f} MB",
         dtype="",
         candidates={
             f"{OURS} from_file": Candidate(
@@ -337,39 +309,35 @@ def load_case(model: Material, loads: str) -> Case:
     )
 
 
-def shape(model: Material, amount: str, threads: int | None) -> str:
-    """Model, amount and threads, as titles have them."""
-    words = [model.name, amount]
-    if threads is not None:
-        words.append(f"{threads} thread{'s' if threads > 1 else ''}")
-    return ", ".join(words)
-
-
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    """Kinds of text on one thread and one per core; then threads, memory, calls, ids, files."""
+    """Kinds of text on one thread and one per core; then first calls, threads and all else."""
     model = material()
     most = QUICK_MEGABYTES if quick else MEGABYTES
-    japanese, code = first(model.japanese, most), first(code_documents(), most / 2)
-    texts = {
+    japanese = model.japanese.each(lambda half: first(half, most))
+    code = code_documents().each(lambda half: first(half, most))
+    english = english_documents().each(lambda half: first(half, most))
+    halves = {
         "Japanese documents": japanese,
-        "Japanese lines": first(lines_of(japanese), most / 2),
-        "Japanese, one string": ["\n".join(first(model.japanese, most / 2))],
-        "English documents": first(english_documents(), most / 2),
+        "Japanese lines": lines_apart(japanese),
+        "Japanese, one string": japanese.each(lambda half: ["\n".join(half)]),
+        "English documents": english,
         "code documents": code,
-        "code lines": first(lines_of(code), most / 4),
-        "web pages": web_documents(model.japanese, most / 2),
-        "repeated characters": tied_documents(model.japanese, most / 4),
+        "code lines": lines_apart(code.each(lambda half: first(half, most / 2))),
+        "web pages": web_documents(model.japanese, most),
+        "repeated characters": tied_documents(model.japanese, most / 2),
     }
-    references = {name: Reference(model, chosen) for name, chosen in texts.items()}
+    references = {name: Reference(model, chosen) for name, chosen in halves.items()}
     for name, reference in references.items():
         for threads in sorted({1, cores()}):
             whole = threads == 1 and name in ("Japanese documents", "code documents")
             peers = (*PEERS, TRANSFORMERS) if whole else PEERS
             yield encode_case(reference, name, threads, peers)
+    for name, reference in references.items():
+        yield encode_case(reference, name, 1, first_call=True)
     for name in ("Japanese documents", "Japanese, one string", "code documents", "code lines"):
         yield threads_case(references[name], name)
     for name in ("Japanese documents", "code documents"):
-        yield memory_case(model, name, texts[name])
+        yield memory_case(references[name], name)
     yield prompt_case(model, QUICK_PROMPTS if quick else PROMPTS)
     for name in ("Japanese documents", "code documents"):
         yield decode_case(references[name], name)

@@ -25,7 +25,7 @@ class WarmClock(CpuClock):
 
 CPU = torch.device("cpu")
 MACHINE = Machine(CPU, WarmClock(), Ceilings(10.0, 1.0), {"device": "cpu"})
-KINDS = ("encode", "threads", "memory", "prompts", "decode", "load")
+KINDS = ("encode", "first", "threads", "memory", "prompts", "decode", "load")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_quick_run_is_whole(rows: list[dict]) -> None:
         if row["input_bytes"]:
             assert row["ns_per_byte"] == pytest.approx(1e3 / row["mb_per_s"])
         own = row["candidate"].startswith("llmjp_ext")
-        if own and row["facts"]["kind"] in ("encode", "prompts", "decode"):
+        if own and row["facts"]["kind"] in ("encode", "first", "prompts", "decode"):
             ratio = row["ratios"]["tokenizers"]
             assert 0 < ratio["p20"] <= ratio["median"] <= ratio["p80"] and ratio["pairs"] == 5, row
     threads = {row["facts"]["threads"] for row in rows if row["facts"]["kind"] == "encode"}
@@ -140,7 +140,7 @@ def test_plot_shows_every_kind_of_text(rows: list[dict], tmp_path: Path) -> None
 
 def planted_case(material: texts.Material, run) -> tuple[benchmark.Case, benchmark.Reference]:
     """An encode case with this `batch` as its only peer."""
-    lines = texts.lines_of(material.japanese)[:20]
+    lines = texts.lines_apart(material.japanese).each(lambda half: half[:20])
     reference = benchmark.Reference(material, lines)
     peer = peers.Peer(
         name="planted",
@@ -197,13 +197,44 @@ def test_texts_are_the_same_at_every_run(material: texts.Material) -> None:
     """What is generated is seeded, encodes, and holds what it is named after."""
     pages = texts.web_documents(material.japanese, 0.05)
     assert pages == texts.web_documents(material.japanese, 0.05)
-    whole = "".join(pages)
-    assert all(word in whole for word in ("https://", "<p>", "</li>", "。"))
+    for half in pages:
+        assert all(word in "".join(half) for word in ("https://", "<p>", "</li>", "。"))
     ties = texts.tied_documents(material.japanese, 0.05)
     assert ties == texts.tied_documents(material.japanese, 0.05)
-    assert any(each * 100 in text for text in ties for each in texts.REPEATED)
-    chosen = texts.prompts(material.japanese, 30)
+    assert any(each * 100 in text for text in ties.timed for each in texts.REPEATED)
+    chosen = texts.prompts(material.japanese.timed, 30)
     assert len(set(chosen)) == 30 and {len(text) for text in chosen} == {20}
+
+
+def test_halves_have_nothing_in_common(material: texts.Material) -> None:
+    """No document, module or line that is timed has been encoded before; each is there once."""
+    code = texts.code_documents()
+    for halves in (
+        material.japanese,
+        code,
+        texts.english_documents(),
+        texts.lines_apart(material.japanese),
+        texts.lines_apart(code),
+    ):
+        assert halves.before and halves.timed and not set(halves.before) & set(halves.timed)
+        assert len(set(halves.timed)) == len(halves.timed)
+    native = [set("\n".join(half).split("\n")) for half in material.japanese]
+    assert not native[0] & native[1]
+
+
+def test_states_before_a_repetition(material: texts.Material) -> None:
+    """After other text that text alone was encoded, by the tokenizer that is timed, in warm caches;
+    before a first call nothing was, and caches are emptied. Strings are new each time.
+    """
+    halves = texts.Halves(["seen before"], ["timed, and never seen"])
+    reference = benchmark.Reference(material, halves)
+    for first_call in (False, True):
+        candidate = reference.candidate(list, lambda seen, each: seen.extend(each), first_call)
+        (prepared,), (again,) = candidate.arguments(), candidate.arguments()
+        assert prepared[0] == ([] if first_call else halves.before) and candidate.warm != first_call
+        assert prepared[1] == halves.timed and prepared[1][0] is not again[1][0]
+        candidate.run(prepared)
+        assert prepared[0][-1:] == halves.timed and again[0] is not prepared[0]
 
 
 def test_pairs_are_of_the_same_round() -> None:

@@ -25,6 +25,8 @@ class Candidate:
             candidates that return the same things in forms of their own.
         calls: calls in one repetition, whose time is divided by them: for work so short that a
             single call is at the mercy of the machine. All are prepared before the first. CPU only.
+        warm: the caches stay as `prepare` left them, instead of being overwritten: for work that
+            goes on in a process that has been doing the like. CPU only.
         against: names of other candidates of the case that this one is compared with in pairs:
             their time over this one's, of the same round.
     """
@@ -33,6 +35,7 @@ class Candidate:
     prepare: Callable[[], Any] | None = None
     as_result: Callable[[Any], Any] | None = None
     calls: int = 1
+    warm: bool = False
     against: tuple[str, ...] = ()
 
     def arguments(self) -> tuple[Any, ...]:

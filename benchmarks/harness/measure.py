@@ -101,7 +101,8 @@ class CpuClock:
     def time(self, candidate: Candidate) -> Sample:
         arguments = [candidate.arguments() for _ in range(candidate.calls)]
         results = []
-        self._buffer += 1
+        if not candidate.warm:
+            self._buffer += 1
         collecting = gc.isenabled()
         gc.disable()
         try:

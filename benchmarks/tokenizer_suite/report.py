@@ -37,6 +37,8 @@ RATIOS = (
     ("llmjp_ext encode_batch", "sentencepiece"),
     ("llmjp_ext encode_batch", "tokenizers"),
 )
+# The kinds of cases that encode, and what their tables call them.
+STATES = {"encode": "after other text", "first": "first call"}
 
 Row = dict[str, Any]
 
@@ -96,9 +98,9 @@ def measured(row: Row | None, key: str, unit: float = 1.0) -> str:
     return number(row[key] * unit) + (" ✗" if row["differing"] else "")
 
 
-def throughput_table(rows: list[Row]) -> str:
+def throughput_table(rows: list[Row], kind: str, state: str) -> str:
     """MB/s of each kind of text by candidate, for each number of threads."""
-    encode = of_kind(rows, "encode")
+    encode = of_kind(rows, kind)
     threads = distinct(row["facts"]["threads"] for row in encode)
     by_key = {(row["case"], row["candidate"], row["facts"]["threads"]): row for row in encode}
     names = [
@@ -118,12 +120,13 @@ def throughput_table(rows: list[Row]) -> str:
         ]
         lines.append([case, *cells])
     headings = [f"`{name.split()[1]}`" if is_ours(name) else name for name in present]
-    return markdown_table([f"MB/s, {' / '.join(map(str, threads))} threads", *headings], lines)
+    counts = " / ".join(map(str, threads)) + (" thread" if threads == [1] else " threads")
+    return markdown_table([f"MB/s, {state}, {counts}", *headings], lines)
 
 
-def ratio_table(rows: list[Row]) -> str:
+def ratio_table(rows: list[Row], kind: str, state: str) -> str:
     """Quotients of pairs on one thread."""
-    encode = [row for row in of_kind(rows, "encode") if row["facts"]["threads"] == 1]
+    encode = [row for row in of_kind(rows, kind) if row["facts"]["threads"] == 1]
     by_key = {(row["case"], row["candidate"]): row for row in encode}
     lines = []
     for case in distinct(row["case"] for row in encode):
@@ -133,7 +136,7 @@ def ratio_table(rows: list[Row]) -> str:
             cells.append(spread(row["ratios"].get(other) if row and row["ratios"] else None))
         lines.append([case, *cells])
     headings = [f"`{own.split()[1]}` / {other}" for own, other in RATIOS]
-    return markdown_table(["times as fast, 1 thread", *headings], lines)
+    return markdown_table([f"times as fast, {state}, 1 thread", *headings], lines)
 
 
 def wrong_table(rows: list[Row]) -> str:
@@ -141,7 +144,9 @@ def wrong_table(rows: list[Row]) -> str:
     lines = [
         [row["case"], row["candidate"], f"{row['differing']:,} of {row['items']:,}"]
         for row in rows
-        if row["differing"] and row["facts"].get("threads") in (1, None)
+        if row["differing"]
+        and row["facts"]["kind"] != "first"  # the same texts and ids as those of "encode"
+        and row["facts"].get("threads") in (1, None)
     ]
     return markdown_table(["✗ text", "peer", "results that are not tokenizers'"], lines)
 
@@ -181,7 +186,12 @@ def caption(rows: list[Row]) -> str:
 
 def report(rows: list[Row]) -> str:
     """All tables."""
-    tables = [throughput_table(rows), ratio_table(rows), other_table(rows)]
+    tables = [
+        table(rows, kind, state)
+        for kind, state in STATES.items()
+        for table in (throughput_table, ratio_table)
+    ]
+    tables.append(other_table(rows))
     if any(row["differing"] for row in rows):
         tables.append(wrong_table(rows))
     return "\n\n".join([caption(rows), *tables])

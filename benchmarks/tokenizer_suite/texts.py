@@ -1,5 +1,8 @@
 """The texts that tokenizers are measured on, all from this machine and the same at every run.
 
+Each kind of text comes in two halves that have no document, module or line in common: one that a
+tokenizer has encoded before it is measured, and the one that is timed.
+
 Japanese is JGLUE's where the test data is, else that of `llmjp demo`. Code is Python's standard
 library. English is the language reference that `help()` shows and the descriptions of the installed
 packages. Web-like text and repeated characters are made from these by a seeded generator.
@@ -11,6 +14,7 @@ import os
 import random
 import sysconfig
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,13 +38,29 @@ PROMPT_CHARACTERS = 20
 REPEATED = "ーあ=-a_*#.ｗ笑!。々█0"
 
 
+class Halves(NamedTuple):
+    """Texts of one kind, each once.
+
+    Attributes:
+        before: what a tokenizer has encoded before it is measured.
+        timed: what it is measured on.
+    """
+
+    before: list[str]
+    timed: list[str]
+
+    def each(self, change: Callable[[list[str]], list[str]]) -> "Halves":
+        """Both halves changed in the same way."""
+        return Halves(change(self.before), change(self.timed))
+
+
 class Material(NamedTuple):
     """A model, and Japanese text for it."""
 
     name: str
     json: Path
     sentencepiece: Path
-    japanese: list[str]
+    japanese: Halves
 
     def __hash__(self) -> int:
         return hash(self.json)
@@ -56,7 +76,7 @@ def material() -> Material:
     holder = tempfile.TemporaryDirectory(prefix="llmjp-benchmark-")
     _KEEP_ALIVE.append(holder)
     text = Path(holder.name) / "code.txt"
-    text.write_text("\n".join(code_documents()[:TRAINED_MODULES]), encoding="utf-8")
+    text.write_text("\n".join(code_documents().before[:TRAINED_MODULES]), encoding="utf-8")
     model = Path(holder.name) / "model"
     train_tokenizer([BUNDLED, text], TRAINED_PIECES, model, hard_vocab_limit=False)
     japanese = japanese_documents(sorted((BUNDLED / "ja").glob("*.txt")))
@@ -77,41 +97,53 @@ def compiled(model: Material) -> Path:
     return path
 
 
-def japanese_documents(paths: list[Path]) -> list[str]:
-    """Lines of Japanese text in documents of a few kB."""
-    lines: list[str] = []
-    for path in paths:
-        lines += path.read_text(encoding="utf-8").splitlines()
+def japanese_documents(paths: Iterable[Path]) -> Halves:
+    """Lines of Japanese text in documents of a few kB: of each file its first and second half."""
+    seen: set[str] = set()
+    halves = Halves([], [])
     step = LINES_PER_DOCUMENT
-    return ["\n".join(lines[i : i + step]) for i in range(0, len(lines), step)]
+    for path in paths:
+        lines = dict.fromkeys(path.read_text(encoding="utf-8").splitlines())
+        unseen = [line for line in lines if line and line not in seen]
+        seen.update(unseen)
+        middle = len(unseen) // 2
+        for half, own in zip(halves, (unseen[:middle], unseen[middle:]), strict=True):
+            half += ["\n".join(own[i : i + step]) for i in range(0, len(own), step)]
+    return halves
+
+
+def alternate(texts: Iterable[str]) -> Halves:
+    """Whole texts in turn to either half, in parts of bounded length."""
+    halves = Halves([], [])
+    for i, text in enumerate(dict.fromkeys(texts)):
+        halves[i % 2].extend(parts_of(text))
+    return halves
 
 
 @functools.cache
-def code_documents() -> list[str]:
+def code_documents() -> Halves:
     """Modules of Python's standard library, in parts of bounded length."""
     texts = []
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
         try:
-            text = path.read_text(encoding="utf-8")
+            texts.append(path.read_text(encoding="utf-8"))
         except UnicodeDecodeError:
             continue
-        texts += parts_of(text)
-    return texts
+    return alternate(texts)
 
 
 @functools.cache
-def english_documents() -> list[str]:
+def english_documents() -> Halves:
     """Python's reference as `help()` shows it, and the installed packages' descriptions."""
     from pydoc_data.topics import topics
 
-    texts = [topics[name] for name in sorted(topics)]
     descriptions = set()
     for distribution in importlib.metadata.distributions():
         payload = distribution.metadata.get_payload()
         # Some are written in other languages, and not all are text.
         if isinstance(payload, str) and payload.isascii():
             descriptions.add(payload)
-    return [part for text in [*texts, *sorted(descriptions)] for part in parts_of(text)]
+    return alternate([topics[name] for name in sorted(topics)] + sorted(descriptions))
 
 
 def parts_of(text: str) -> list[str]:
@@ -119,16 +151,32 @@ def parts_of(text: str) -> list[str]:
     return [text[i : i + DOCUMENT_CHARACTERS] for i in range(0, len(text), DOCUMENT_CHARACTERS)]
 
 
-def lines_of(documents: list[str]) -> list[str]:
-    """The lines of documents that are not empty."""
-    return [line for text in documents for line in text.split("\n") if line]
+def lines_of(documents: Iterable[str]) -> list[str]:
+    """The lines of documents that are not empty, each once."""
+    return list(dict.fromkeys(line for text in documents for line in text.split("\n") if line))
 
 
-def web_documents(japanese: list[str], megabytes: float) -> list[str]:
+def lines_apart(documents: Halves) -> Halves:
+    """Lines of either half; what both have is timed in neither."""
+    before, timed = documents.each(lines_of)
+    seen = set(before)
+    return Halves(before, [line for line in timed if line not in seen])
+
+
+def web_documents(japanese: Halves, megabytes: float) -> Halves:
     """Pages of markup around Japanese, English, links and a little code."""
-    draw = random.Random(0)
-    native, english = lines_of(japanese), lines_of(english_documents())
-    code = lines_of(code_documents())
+    sources = zip(japanese, english_documents(), code_documents(), strict=True)
+    before, timed = (
+        web_pages(*map(lines_of, texts), megabytes, seed) for seed, texts in enumerate(sources)
+    )
+    return Halves(before, timed)
+
+
+def web_pages(
+    native: list[str], english: list[str], code: list[str], megabytes: float, seed: int
+) -> list[str]:
+    """Pages made of these lines."""
+    draw = random.Random(seed)
 
     def link() -> str:
         path = "/".join(draw.choice(english).split()[0].strip("*`.,:()<>#") for _ in range(2))
@@ -152,10 +200,17 @@ def web_documents(japanese: list[str], megabytes: float) -> list[str]:
     return pages
 
 
-def tied_documents(japanese: list[str], megabytes: float) -> list[str]:
+def tied_documents(japanese: Halves, megabytes: float) -> Halves:
     """Runs of one character each, of up to 2,000, behind prefixes of all lengths."""
-    draw = random.Random(0)
-    native = lines_of(japanese)
+    before, timed = (
+        tied_runs(lines_of(half), megabytes, seed) for seed, half in enumerate(japanese)
+    )
+    return Halves(before, timed)
+
+
+def tied_runs(native: list[str], megabytes: float, seed: int) -> list[str]:
+    """Runs behind the beginnings of these lines."""
+    draw = random.Random(seed)
     texts, left = [], megabytes * 1e6
     while left > 0:
         runs = (
