@@ -152,8 +152,9 @@ def parts_of(text: str) -> list[str]:
 
 
 def lines_of(documents: Iterable[str]) -> list[str]:
-    """The lines of documents that are not empty, each once."""
-    return list(dict.fromkeys(line for text in documents for line in text.split("\n") if line))
+    """The lines of documents that are not blank, each once."""
+    lines = (line for text in documents for line in text.split("\n"))
+    return list(dict.fromkeys(line for line in lines if line.strip()))
 
 
 def lines_apart(documents: Halves) -> Halves:
