@@ -6,6 +6,7 @@ hidden and weight. So a loss that is reduced to one number has its gradients whe
 to the factor that backward brings; the rows' own losses ("none") are computed again in backward.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any, Literal, overload
 
@@ -28,7 +29,7 @@ from llmjp_ext.ops.cross_entropy import check_loss, reduce_rows
 _CHUNK_BYTES = {"cuda": 1 << 28, "cpu": 1 << 26}
 # Tokens of a chunk and columns in memory are multiples of these, as matrix products like them.
 _TOKENS, _COLUMNS = 128, 64
-# Columns that the CPU turns into float32 at a time, few enough to stay in the cache.
+# Columns of the weight's gradient that the CPU takes at a time, few enough to stay in the cache.
 _CPU_COLUMNS = 2048
 # Elements that are scaled at a time where float32 copies of them are needed.
 _SCALED_ELEMENTS = 1 << 22
@@ -317,6 +318,7 @@ class _Gradients:
         first = _rows_in_first(vocab, weight.dtype) if of_weight else 0
         rest = vocab - first if of_weight else 0
         self.wanted = wanted
+        self.narrow = weight.dtype != torch.float32
         self.dhidden = hidden.new_empty(hidden.shape if of_hidden else 0)
         self.dweight = weight.new_zeros((first, width), dtype=torch.float32)
         self.dweight_rest = weight.new_zeros((rest, width), dtype=torch.float32)
@@ -334,9 +336,11 @@ class _Gradients:
                 dhidden.copy_(torch.mm(dlogits, weight))
         if of_weight:
             start = self.dweight.shape[0]
-            _add_product(self.dweight[:classes], dlogits[:, :start], hidden)
+            narrow = self.narrow
+            _add_product(self.dweight[:classes], dlogits[:, :start], hidden, narrow)
             if classes > start:
-                _add_product(self.dweight_rest[: classes - start], dlogits[:, start:], hidden)
+                rest = self.dweight_rest[: classes - start]
+                _add_product(rest, dlogits[:, start:], hidden, narrow)
         if of_bias:
             self.dbias[:classes] += dlogits.sum(0, dtype=torch.float32)
 
@@ -344,19 +348,34 @@ class _Gradients:
         return self.dhidden, self.dweight, self.dweight_rest, self.dbias
 
 
-def _add_product(total: Tensor, dlogits: Tensor, hidden: Tensor) -> None:
-    """total += dlogits.T @ hidden, with products and sums in float32 whatever the dtype of both."""
+def _add_product(total: Tensor, dlogits: Tensor, hidden: Tensor, narrow: bool) -> None:
+    """total += dlogits.T @ hidden, sums over tokens in float32 whatever the dtype of both.
+
+    On the CPU no product of 16-bit numbers is added to float32. With `narrow`, where the result is
+    to become 16-bit anyway, a chunk's sum is one product, rounded to 16 bits as it ends, where the
+    processor has such products; else the numbers are converted, which is exact.
+    """
     if hidden.dtype == total.dtype:
         total.addmm_(dlogits.t(), hidden)
     elif total.is_cuda:
         torch.addmm(total, dlogits.t(), hidden, out_dtype=total.dtype, out=total)
     else:
-        # The CPU has no such product: 16-bit numbers are exact in float32, a few columns at a time.
-        wide = hidden.float()
+        fast = narrow and _has_fast_products(hidden.dtype)
+        factor = hidden if fast else hidden.float()
         for rows, columns in zip(
             total.split(_CPU_COLUMNS), dlogits.split(_CPU_COLUMNS, dim=1), strict=True
         ):
-            rows.addmm_(columns.float().t(), wide)
+            if fast:
+                rows += torch.mm(columns.t(), factor)
+            else:
+                rows.addmm_(columns.float().t(), factor)
+
+
+@functools.cache
+def _has_fast_products(dtype: torch.dtype) -> bool:
+    """Whether this processor multiplies matrices of a 16-bit dtype faster than float32's."""
+    # They sum in float32. Without them torch's own loops are slower than a conversion.
+    return dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _tokens_of_chunk(tokens: int, row_bytes: int, device: torch.device) -> int:
