@@ -1,9 +1,13 @@
 """Types of the compiled part of llmjp_ext.tokenizer."""
 
 from collections.abc import Iterable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
+
+_Ids: TypeAlias = Sequence[int] | npt.NDArray[np.integer] | torch.Tensor
 
 def supported_isas() -> list[str]: ...
 def default_isa() -> str: ...
@@ -57,13 +61,12 @@ class Tokenizer:
         npt.NDArray[np.int64],
         npt.NDArray[np.int64],
     ]: ...
-    def decode(
-        self, ids: Sequence[int] | npt.NDArray[np.integer], skip_special_tokens: bool
-    ) -> str: ...
+    def decode(self, ids: _Ids, skip_special_tokens: bool) -> str: ...
     def decode_batch(
-        self,
-        sequences: Iterable[Sequence[int] | npt.NDArray[np.integer]],
-        skip_special_tokens: bool,
+        self, sequences: Iterable[_Ids], skip_special_tokens: bool, num_threads: int
+    ) -> list[str]: ...
+    def decode_ragged(
+        self, ids: _Ids, offsets: _Ids, skip_special_tokens: bool, num_threads: int
     ) -> list[str]: ...
     def token_to_id(self, token: str) -> int | None: ...
     def id_to_token(self, id: int) -> str | None: ...

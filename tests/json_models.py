@@ -9,6 +9,7 @@ import tokenizers
 _ALPHABET = ("a", "b", "▁", "あ", "\n", "é", "😍", "<", "0", "x")
 _ADDED = ("<|us", "<|user|>", "ab", "ああ", "b a", " a", "x", "<0x41>", "▁é")
 _STRANGERS = ("z", "한", "\0", "🙏", "<0x41>", "<0xE3>", "<unk>", " ", " ", "\u0301", "\t")
+WORDS = (*_ALPHABET, *_STRANGERS, *_ADDED)  # what texts for these vocabularies are made of
 
 
 def random_document(rng: random.Random) -> str:
@@ -83,8 +84,7 @@ def save_with_added_tokens(
 
 def added_texts(rng: random.Random) -> str:
     """A text of what the vocabularies and added tokens are made of, and of what they lack."""
-    atoms = (*_ALPHABET, *_STRANGERS, *_ADDED)
-    parts = rng.choices(atoms, k=rng.randint(0, 25))
+    parts = rng.choices(WORDS, k=rng.randint(0, 25))
     if rng.random() < 0.4:
         parts.insert(rng.randint(0, len(parts)), rng.choice(_ALPHABET) * rng.randint(1, 200))
     return "".join(parts)

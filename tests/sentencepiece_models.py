@@ -52,6 +52,7 @@ NORMALIZER = field(3, field(3, 1) + field(4, 0) + field(5, 1))  # identity, "▁
 
 _ALPHABET = ("a", "b", "▁", "あ", "\n", "é", "😍")
 _STRANGERS = ("z", "한", "\0", "🙏", "<0x41>", " ")
+ATOMS = (*_ALPHABET, *_STRANGERS)  # what texts for these vocabularies are made of
 
 
 def random_model(rng: random.Random) -> bytes:
@@ -80,8 +81,7 @@ def random_model(rng: random.Random) -> bytes:
 
 def random_text(rng: random.Random) -> str:
     """A text for random_model(): its characters, characters that it lacks, and runs."""
-    atoms = (*_ALPHABET, *_STRANGERS)
-    parts = rng.choices(atoms, k=rng.randint(0, 30))
+    parts = rng.choices(ATOMS, k=rng.randint(0, 30))
     if rng.random() < 0.5:
         parts.insert(rng.randint(0, len(parts)), rng.choice(_ALPHABET) * rng.randint(1, 300))
     return "".join(parts)

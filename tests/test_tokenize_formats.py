@@ -1,7 +1,9 @@
 """`llmjp tokenize` reads every format to the same documents, whatever the files are called."""
 
 import gzip
+import itertools
 import random
+import time
 from pathlib import Path
 
 import pyarrow
@@ -12,6 +14,7 @@ import zstandard
 from llmjp.data import segments, streams
 from llmjp.data.documents import Reading, Span, SpanReader
 from llmjp.data.inputs import InputFile, find_files
+from llmjp.data.streams import Source
 from llmjp.data.tokenize import load_tokenizer, tokenize
 from llmjp.errors import UserError
 from llmjp_ext import Tokenizer
@@ -36,6 +39,55 @@ def zstd(data: bytes) -> bytes:
 def two_members(data: bytes) -> bytes:
     """gzip files joined with `cat`."""
     return gzip.compress(data[:50]) + gzip.compress(data[50:])
+
+
+@pytest.mark.parametrize("pack", [two_members, zstd])
+def test_reading_ahead_does_not_show(tmp_path: Path, pack, monkeypatch) -> None:
+    """Decompressed on a thread of its own a file has the same bytes, in reads of any size, and
+    breaks off at the same place; the thread works while nobody waits for it."""
+    monkeypatch.setattr(streams, "BLOCK", 1000)
+    data = "\n".join(f"{i} 日本語の本を読む。" for i in range(2000)).encode()
+    path = tmp_path / ("a.txt.gz" if pack is two_members else "a.txt.zst")
+    for packed in (pack(data), pack(data)[:-9]):
+        path.write_bytes(packed)
+        (file,) = find_files([path])
+        results = []
+        for ahead in (False, True):
+            got, sizes = b"", itertools.cycle((1, 999, 1000, 5000, 17))
+            with Source(file, ahead) as source:
+                try:
+                    while part := source.read(next(sizes)):
+                        got += part
+                    results.append((got[: len(data) - 12_000], ""))
+                    assert got == data and source.read(5) == b""
+                except streams.DamagedFile as error:
+                    results.append((got[: len(data) - 12_000], str(error)))
+                assert source.bytes_taken() <= len(packed) and source.bytes_taken() == 0
+        assert results[0] == results[1]
+        assert ("not a whole" in results[0][1]) == (packed != pack(data))
+    with Source(file, True) as source:
+        source.read(10)
+        end = time.monotonic() + 30
+        while source._ahead._next.running() and time.monotonic() < end:
+            time.sleep(0.001)
+        assert len(source._ahead._next.result()) == 1000
+
+
+def test_one_packed_file_is_shared_by_the_cores(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With more cores than files one decompresses ahead and several tokenize: the same dataset."""
+    lines = japanese_lines(9, 20_000)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(json_lines(lines).encode()))
+    started = []
+    monkeypatch.setattr(
+        streams, "_Ahead", lambda read, start=streams._Ahead: started.append(1) or start(read)
+    )
+    for workers in (1, 3):
+        tokenize([tmp_path / "a.jsonl.gz"], tokenizer, tmp_path / f"{workers}", workers=workers)
+        assert len(started) == (workers > 1)
+    assert (tmp_path / "1.bin").read_bytes() == (tmp_path / "3.bin").read_bytes()
+    assert documents(tmp_path / "3") == expected(tokenizer, lines)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """Decoding: the text of Hugging Face `tokenizers` for any ids, at once and as a stream."""
 
+import itertools
 import random
 
 import numpy as np
 import pytest
 import tokenizers
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -84,6 +86,108 @@ def test_stream_gives_characters_as_soon_as_they_are_complete(both: Both) -> Non
     assert stream.finish() == "\ufffd"
     space = ours.token_to_id("▁") or 0
     assert [stream.step(space), stream.step(space), stream.finish()] == ["", " ", ""]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "👨‍👩‍👧‍👦 family",  # four people, joined by U+200D
+        "🇯🇵🇺🇸",  # pairs of regional indicators
+        "👍🏽 1️⃣ ❤️‍🔥",  # skin tone, keycap, variation selectors
+        "が e\u0301 한국 𠮷野家",  # combining marks, Hangul, beyond U+FFFF
+    ],
+)
+def test_stream_gives_all_that_is_complete_and_no_more(both: Both, text: str) -> None:
+    """After each id the steps so far are the characters whose last byte has come, none held back,
+    none cut."""
+    ours, _ = both
+    stream = ours.decode_stream()
+    data, shown = b"", ""
+    for id in ours.encode(text, add_special_tokens=False):
+        token = ours.id_to_token(id) or ""
+        is_byte = len(token) == 6 and token.startswith("<0x")
+        data += bytes([int(token[1:5], 16)]) if is_byte else token.replace("▁", " ").encode()
+        shown += stream.step(id)
+        assert shown == data.decode("utf-8", "ignore").removeprefix(" ")
+    assert stream.finish() == "" and shown == text
+
+
+@pytest.mark.parametrize(
+    ("data", "steps"),
+    [
+        (b"\xf0\x9f\x98A", ["", "", "", "\ufffd\ufffd\ufffdA"]),  # cut short by a character
+        (b"\xc0\xaf", ["\ufffd", "\ufffd"]),  # an overlong form
+        (b"\xed\xa0\x80", ["", "\ufffd\ufffd", "\ufffd"]),  # half a surrogate pair
+        (b"\xf4\x90\x80\x80", ["", "\ufffd\ufffd", "\ufffd", "\ufffd"]),  # above U+10FFFF
+        (b"\x80\xe3\x81\x82", ["\ufffd", "", "", "あ"]),  # a continuation first
+    ],
+)
+def test_stream_replaces_bytes_as_soon_as_they_fit_nowhere(
+    both: Both, data: bytes, steps: list[str]
+) -> None:
+    """Invalid sequences of each kind: U+FFFD for each byte, and what follows is not lost."""
+    ours, _ = both
+    stream = ours.decode_stream()
+    assert [stream.step(ours.token_to_id(f"<0x{byte:02X}>") or 0) for byte in data] == steps
+    assert stream.finish() == ""
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7, None])
+def test_batches_of_lists_arrays_and_tensors(both: Both, threads: int | None) -> None:
+    """decode_batch and decode_ragged: any container of ids, any number of threads, one result."""
+    ours, oracle = both
+    texts = [*fuzz_texts(22, 600), "", "日本語の本。" * 3000, *fuzz_texts(23, 600)]
+    ids, offsets = ours.encode_ragged(texts)
+    lists = [ids[begin:end].tolist() for begin, end in itertools.pairwise(offsets)]
+    want = oracle.decode_batch(lists)
+    tensors = [torch.tensor(each, dtype=torch.int64) for each in lists]
+    for batch in (lists, iter(lists), [np.array(each, np.uint16) for each in lists], tensors):
+        assert ours.decode_batch(batch, num_threads=threads) == want
+    wide = ids.astype(np.int64)
+    ends = torch.from_numpy(offsets)
+    for flat in (ids, ids.astype(np.int32), ids.astype(">u4"), wide, wide.tolist()):
+        assert ours.decode_ragged(flat, offsets, num_threads=threads) == want
+    strided = np.repeat(wide, 2)[::2]
+    for flat in (strided, torch.from_numpy(wide), torch.from_numpy(ids.astype(np.int32))):
+        assert ours.decode_ragged(flat, ends, num_threads=threads) == want
+    kept = oracle.decode_batch(lists, skip_special_tokens=False)
+    assert ours.decode_ragged(ids, offsets, False, num_threads=threads) == kept
+    assert ours.decode_ragged(ids, offsets[5:9], num_threads=threads) == want[5:8]
+    assert ours.decode_ragged([], [0]) == ours.decode_batch([]) == []
+    rows = np.arange(40, 640).reshape(20, 30)
+    want = [ours.decode(row) for row in rows.tolist()]
+    for batch in (rows, torch.from_numpy(rows), rows.T.copy().T, rows.astype(np.uint16)):
+        assert ours.decode_batch(batch, num_threads=threads) == want
+    assert ours.decode(torch.from_numpy(rows[0])) == want[0]
+    assert ours.decode_batch(np.zeros((3, 0), np.int64)) == ["", "", ""]
+
+
+def test_ragged_ids_that_are_none_are_refused(both: Both) -> None:
+    """Offsets that fall or lead beyond the ids, negative ids, wrong kinds of arrays."""
+    ours, _ = both
+    ids = np.arange(40, 60)
+    for offsets, words in (
+        ([], "begin with"),
+        ([0, 5, 3], "must not fall, got 5, 3 at 1"),
+        ([0, 21], "within the ids, got 21 with 20 ids"),
+        ([-1, 3], "negative"),
+    ):
+        for flat in (ids, ids.tolist()):
+            with pytest.raises(ValueError, match=words):
+                ours.decode_ragged(flat, offsets)
+    for dtype in (np.int64, np.int32, np.int8):
+        with pytest.raises(ValueError, match="must not be negative, got -3"):
+            ours.decode_ragged(np.array([5, -3], dtype), [0, 2])
+    with pytest.raises(ValueError, match="negative, got -3"):
+        ours.decode_batch(np.array([[5, -3]]))
+    for wrong in (ids.astype(float), ids.reshape(2, 10), torch.zeros(3), "abc", None):
+        with pytest.raises(TypeError):
+            ours.decode_ragged(wrong, [0, 2])  # type: ignore[arg-type]
+    for wrong in (ids, ids.reshape(2, 5, 2), torch.zeros(2, 2), 5, None):
+        with pytest.raises(TypeError):
+            ours.decode_batch(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="num_threads"):
+        ours.decode_batch([[5]], num_threads=0)
 
 
 def test_ids_that_nothing_has_are_dropped(both: Both) -> None:

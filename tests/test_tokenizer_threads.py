@@ -112,17 +112,63 @@ def test_texts_may_go_while_they_are_encoded(ours: Tokenizer) -> None:
     assert got == expected[: len(got)] and len(got) in (0, len(lines))
 
 
+CALLS: dict[str, Callable[[Tokenizer, str], object]] = {
+    "encode": lambda ours, text: ours.encode(text),
+    "encode_batch": lambda ours, text: ours.encode_batch([text] * 3, num_threads=1),
+    "encode_ragged": lambda ours, text: ours.encode_ragged([text] * 3, num_threads=1),
+    "encode_with_spans": lambda ours, text: ours.encode_with_spans(text),
+    "decode": lambda ours, text: ours.decode(np.arange(300_000) % 2000),
+    "decode_batch": lambda ours, text: ours.decode_batch(
+        np.arange(300_000).reshape(3, -1) % 2000, num_threads=1
+    ),
+    "decode_ragged": lambda ours, text: ours.decode_ragged(
+        np.arange(300_000) % 2000, [0, 100, 300_000], num_threads=1
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_lock_is_released(ours: Tokenizer, name: str) -> None:
+    """While a call works another Python thread runs, which it cannot unless it gets the lock: the
+    interpreter itself would take it away after a quarter of an hour only."""
+    text = "\n".join(japanese_lines(6, 20_000))
+    interval = sys.getswitchinterval()
+    for _ in range(5):  # the system may be slow to let the other one run
+        go, ran = threading.Event(), []
+
+        def run(go: threading.Event = go, ran: list[int] = ran) -> None:
+            go.wait()
+            ran.append(1)
+
+        other = threading.Thread(target=run)
+        other.start()
+        sys.setswitchinterval(900)
+        try:
+            go.set()
+            before = len(ran)
+            CALLS[name](ours, text)
+            after = len(ran)
+        finally:
+            sys.setswitchinterval(interval)
+        other.join()
+        if before == 0 and after == 1:
+            return
+    pytest.fail("no other thread ran during the call")
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_a_forked_child_encodes_over_threads(ours: Tokenizer) -> None:
     """After batches here, and while another thread is in the middle of one, children work."""
     texts = some_texts(3, 200_000)
     expected = ours.encode_batch(texts, num_threads=2)
+    decoded = ours.decode_batch(expected)
     stop = threading.Event()
 
     def keep_encoding() -> None:
         while not stop.is_set():
             ours.encode_ragged(texts, num_threads=2)
+            ours.decode_batch(expected, num_threads=2)
 
     busy = threading.Thread(target=keep_encoding)
     busy.start()
@@ -132,12 +178,15 @@ def test_a_forked_child_encodes_over_threads(ours: Tokenizer) -> None:
             receive, send = context.Pipe(duplex=False)
             child = context.Process(
                 target=lambda send=send: send.send(
-                    (ours.encode_batch(texts, num_threads=2), ours.decode(expected[-1]))
+                    (
+                        ours.encode_batch(texts, num_threads=2),
+                        ours.decode_batch(expected, num_threads=2),
+                    )
                 )
             )
             child.start()
             assert receive.poll(60), "the forked child gave no answer"
-            assert receive.recv() == (expected, ours.decode(expected[-1]))
+            assert receive.recv() == (expected, decoded)
             child.join(60)
             assert child.exitcode == 0
     finally:
@@ -158,6 +207,7 @@ def test_memory_stays_flat(ours: Tokenizer) -> None:
     spoilt = [*texts, "\ud800"]
     batch = ours.encode_batch(texts)
     arrays = [np.array(ids, np.uint16) for ids in batch]
+    ids, offsets = ours.encode_ragged(texts)
 
     def failing() -> None:
         with pytest.raises(TypeError):
@@ -170,7 +220,9 @@ def test_memory_stays_flat(ours: Tokenizer) -> None:
         lambda: ours.encode_ragged(texts, num_threads=2),
         lambda: ours.encode(texts[-1]),
         lambda: ours.decode_batch(batch),
-        lambda: ours.decode_batch(arrays),
+        lambda: ours.decode_batch(arrays, num_threads=1),
+        lambda: ours.decode_batch(arrays, num_threads=2),
+        lambda: ours.decode_ragged(ids, offsets, num_threads=2),
         failing,
     ]
 

@@ -3,8 +3,10 @@
 import ast
 import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 
@@ -12,6 +14,12 @@ from llmjp_ext import Tokenizer, _tokenizer
 from tokenizer_oracle import ROOT, load_both, model_file, trained_directory
 
 NAME = "someone/some-model"
+
+
+@pytest.fixture(scope="module")
+def ours_data() -> bytes:
+    """The bytes of the tokenizer.json trained on the spot."""
+    return model_file("trained").read_bytes()
 
 
 def test_the_vocabulary_is_the_oracles() -> None:
@@ -80,6 +88,42 @@ def test_what_is_not_there_is_said_in_one_line(
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match="install huggingface_hub"):
         Tokenizer.from_pretrained(NAME)
+
+
+def test_wrong_arguments_are_told_without_being_quoted(ours_data: bytes) -> None:
+    """Constructor and methods: one line with what is taken and the types given, whatever they
+    hold, also where an argument is missing, misnamed or one too many."""
+    native = _tokenizer.Tokenizer(ours_data, "json")
+    text = "長い文章" * 100_000
+    calls: list[Callable[[], object]] = [
+        lambda: _tokenizer.Tokenizer(ours_data),  # type: ignore[call-arg]
+        lambda: _tokenizer.Tokenizer(ours_data, "json", False),  # type: ignore[misc]
+        lambda: _tokenizer.Tokenizer(data=ours_data, kind="json"),  # type: ignore[call-arg]
+        lambda: Tokenizer(ours_data, "json", float32_sums="no"),  # type: ignore[arg-type]
+        lambda: Tokenizer(text, "json"),  # type: ignore[arg-type]
+        lambda: Tokenizer(ours_data, "json").encode(text, add_special_tokens="no"),  # type: ignore[arg-type]
+        lambda: native.encode(text),  # type: ignore[call-arg]
+        lambda: native.encode_batch([text], True, False, "two"),  # type: ignore[arg-type]
+        lambda: native.decode([5] * 100_000),  # type: ignore[call-arg]
+        lambda: native.compile(text),  # type: ignore[arg-type]
+        lambda: native.token_to_id(ours_data),  # type: ignore[arg-type]
+        lambda: _tokenizer.DecodeStream(ours_data, True),  # type: ignore[arg-type]
+    ]
+    for number, call in enumerate(calls):
+        with pytest.raises(TypeError, match="got \\(") as caught:
+            call()
+        message = str(caught.value)
+        assert len(message) < 600 and "\n" not in message, f"call {number}: {message:.600}"
+    with pytest.raises(TypeError, match=r"got \(str, str\)"):
+        _tokenizer.Tokenizer("a", "json")  # type: ignore[arg-type]
+
+
+def test_look_ups_take_numpy_integers() -> None:
+    """id_to_token() of an id that stands in an array; what is no integer is refused."""
+    ours = load_both(model_file("trained"))[0]
+    assert ours.id_to_token(np.uint16(7)) == "<EOD|LLM-jp>"  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        ours.id_to_token("7")  # type: ignore[arg-type]
 
 
 def stub_parameters(function: ast.FunctionDef) -> list[tuple[str, bool]]:

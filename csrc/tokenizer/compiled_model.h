@@ -2,9 +2,9 @@
 // used where it lies. Loading it parses nothing, and all processes share its pages.
 //
 // The file is a header and then blocks, each an array of one element type, in the order of the
-// transfer() functions of Specification, Model and UnitRules: these say what is in the file, for
-// the writer and for the reader. Blocks start at multiples of 64 bytes. Numbers are as in memory;
-// the header tells the byte order.
+// transfer() functions of Specification, Model, UnitRules and Decoder: these say what is in the
+// file, for the writer and for the reader. Blocks start at multiples of 64 bytes. Numbers are as in
+// memory; the header tells the byte order.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +31,7 @@ static_assert(sizeof(CompiledHeader) == 32);
 
 inline constexpr std::string_view kCompiledMagic = "LLMJPTOK";
 inline constexpr uint32_t kCompiledByteOrder = 0x01020304;
-inline constexpr uint32_t kCompiledFormat = 2;  // one more whenever a transfer() changes
+inline constexpr uint32_t kCompiledFormat = 3;  // one more whenever a transfer() changes
 inline constexpr size_t kCompiledAlignment = 64;
 
 struct CompiledBlock {

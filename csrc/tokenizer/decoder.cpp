@@ -1,7 +1,12 @@
 #include "tokenizer/decoder.h"
 
+#include <algorithm>
 #include <optional>
+#include <unordered_set>
 
+#include "tokenizer/compiled_model.h"
+#include "tokenizer/json.h"
+#include "tokenizer/ordered_parts.h"
 #include "tokenizer/utf8.h"
 
 namespace llmjp::tokenizer {
@@ -37,28 +42,59 @@ void append_replacing_marks(std::string_view text, std::string& out) {
 }  // namespace
 
 Decoder::Decoder(const Model& model)
-    : entries_(model.size()),
-      byte_marks_(model.spec.decode_byte_marks),
+    : byte_marks_(model.spec.decode_byte_marks),
       bytes_singly_(model.spec.decode_bytes_singly),
       strip_leading_space_(model.spec.strip_leading_space) {
   std::vector<uint8_t> exists(model.size(), 0);
   for (size_t id = 0; id < model.spec.pieces.size(); ++id) exists[id] = 1;
-  for (const AddedToken& token : model.spec.added) exists[token.id] = 1;
-  for (size_t id = 0; id < entries_.size(); ++id) {
+  // Hugging Face's library goes by names: an added token that normalisation changes has another one
+  // than the special token that it is, and stays in the text.
+  std::vector<uint8_t> is_special = model.is_special;
+  std::unordered_set<std::string_view> special_names;
+  for (const AddedToken& token : model.spec.added) {
+    exists[token.id] = 1;
+    is_special[token.id] = 0;
+    if (token.special) special_names.insert(token.content);
+  }
+  std::vector<Entry> entries(model.size());
+  std::string texts;
+  for (size_t id = 0; id < entries.size(); ++id) {
     if (exists[id] == 0) continue;
     const std::string_view token = model.token(static_cast<uint32_t>(id));
-    Entry& entry = entries_[id];
-    entry.special = model.is_special[id] != 0;
+    Entry& entry = entries[id];
+    entry.special = is_special[id] != 0 || special_names.contains(token) ? 1 : 0;
     if (const std::optional<uint8_t> byte = byte_of(token)) {
       entry.kind = Kind::kByte;
       entry.byte = *byte;
       continue;
     }
     entry.kind = Kind::kText;
-    entry.offset = static_cast<uint32_t>(texts_.size());
-    append_replacing_marks(token, texts_);
-    entry.size = static_cast<uint32_t>(texts_.size() - entry.offset);
+    entry.offset = static_cast<uint32_t>(texts.size());
+    append_replacing_marks(token, texts);
+    entry.size = static_cast<uint32_t>(texts.size() - entry.offset);
   }
+  entries_ = std::move(entries);
+  texts_ = std::vector<char>(texts.begin(), texts.end());
+}
+
+template <class Self, class Archive>
+void Decoder::transfer(Self& self, Archive& archive) {
+  archive(self.entries_);
+  archive(self.texts_);
+}
+
+void Decoder::write(CompiledWriter& writer) const { transfer(*this, writer); }
+
+Decoder::Decoder(const Model& model, CompiledReader& reader)
+    : byte_marks_(model.spec.decode_byte_marks),
+      bytes_singly_(model.spec.decode_bytes_singly),
+      strip_leading_space_(model.spec.strip_leading_space) {
+  transfer(*this, reader);
+  const bool inside = std::all_of(entries_.begin(), entries_.end(), [&](const Entry& entry) {
+    return uint64_t{entry.offset} + entry.size <= texts_.size();
+  });
+  if (!inside || entries_.size() != model.size())
+    throw FormatError("the texts of tokens lie outside of their table");
 }
 
 size_t Decoder::append_characters(std::string_view bytes, bool last, std::string& out) const {
@@ -84,15 +120,16 @@ size_t Decoder::append_characters(std::string_view bytes, bool last, std::string
   return done;
 }
 
-void Decoder::settle_start(bool from_bytes, bool& started, std::string& out) const {
-  if (started || out.empty()) return;
+void Decoder::settle_start(bool from_bytes, bool& started, std::string& out, size_t begin) const {
+  if (started || out.size() == begin) return;
   started = true;
-  if (strip_leading_space_ && !(from_bytes && bytes_singly_) && out.front() == ' ') out.erase(0, 1);
+  if (strip_leading_space_ && !(from_bytes && bytes_singly_) && out[begin] == ' ')
+    out.erase(begin, 1);
 }
 
-std::string Decoder::decode(const int64_t* ids, size_t count, bool skip_special) const {
-  std::string out;
-  out.reserve(4 * count);  // what a piece has in most texts, about
+template <class Id>
+void Decoder::append_text(const Id* ids, size_t count, bool skip_special, std::string& out) const {
+  const size_t begin = out.size();
   std::string bytes;
   bool started = false;
   const auto flush = [&] {
@@ -102,10 +139,10 @@ std::string Decoder::decode(const int64_t* ids, size_t count, bool skip_special)
       for (size_t i = 0; i < bytes.size(); ++i) append_utf8(out, kReplacementCharacter);
     }
     bytes.clear();
-    settle_start(true, started, out);
+    settle_start(true, started, out, begin);
   };
   for (size_t i = 0; i < count; ++i) {
-    const Entry* found = entry(ids[i], skip_special);
+    const Entry* found = entry(static_cast<int64_t>(ids[i]), skip_special);
     if (found == nullptr) continue;
     if (found->kind == Kind::kByte) {
       bytes.push_back(static_cast<char>(found->byte));
@@ -113,11 +150,54 @@ std::string Decoder::decode(const int64_t* ids, size_t count, bool skip_special)
     }
     if (!bytes.empty()) flush();
     out.append(text(*found));
-    settle_start(false, started, out);
+    if (!started) settle_start(false, started, out, begin);
   }
   if (!bytes.empty()) flush();
-  return out;
 }
+
+template <class Id>
+void Decoder::decode_batch(const Id* ids, const int64_t* offsets, size_t count, bool skip_special,
+                           size_t num_threads,
+                           const std::function<void(const DecodedTexts&)>& take) const {
+  constexpr int64_t kPerSequence = 16;     // what a sequence costs by itself, in ids
+  constexpr int64_t kLeastPart = 1 << 13;  // worth handing over
+  constexpr int64_t kLargestPart = 1 << 16;
+  const auto cost = [&](size_t i) { return offsets[i + 1] - offsets[i] + kPerSequence; };
+  int64_t total = 0;
+  for (size_t i = 0; i < count; ++i) total += cost(i);
+  const auto threads = static_cast<int64_t>(std::clamp<size_t>(num_threads, 1, count + 1));
+  const int64_t size = std::clamp(total / (8 * threads), kLeastPart, kLargestPart);
+  std::vector<size_t> parts{0};  // where each begins
+  int64_t held = 0;
+  for (size_t i = 0; i < count; ++i) {
+    held += cost(i);
+    if (held < size && i + 1 < count) continue;
+    parts.push_back(i + 1);
+    held = 0;
+  }
+  const auto decode_part = [&](size_t, size_t part, DecodedTexts& out) {
+    out.begin = parts[part];
+    for (size_t i = parts[part]; i < parts[part + 1]; ++i) {
+      append_text(ids + offsets[i], static_cast<size_t>(offsets[i + 1] - offsets[i]), skip_special,
+                  out.text);
+      out.ends.push_back(out.text.size());
+    }
+  };
+  OrderedParts<DecodedTexts>(parts.size() - 1)
+      .run(num_threads, decode_part, [&](size_t begin, size_t end, const auto& texts_of) {
+        for (size_t part = begin; part < end; ++part) take(texts_of(part));
+      });
+}
+
+#define LLMJP_DECODE(Id)                                                               \
+  template void Decoder::append_text(const Id*, size_t, bool, std::string&) const;     \
+  template void Decoder::decode_batch(const Id*, const int64_t*, size_t, bool, size_t, \
+                                      const std::function<void(const DecodedTexts&)>&) const;
+LLMJP_DECODE(uint16_t)
+LLMJP_DECODE(int32_t)
+LLMJP_DECODE(uint32_t)
+LLMJP_DECODE(int64_t)
+#undef LLMJP_DECODE
 
 void DecodeStream::drain(bool last, std::string& out) {
   bytes_.erase(0, decoder_.append_characters(bytes_, last, out));

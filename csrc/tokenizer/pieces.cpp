@@ -59,10 +59,13 @@ int64_t PieceIds::find(const Pieces& pieces, std::string_view text) const {
 }
 
 void PieceIds::check(const Pieces& pieces) const {
-  const auto empty = std::count(slots_.begin(), slots_.end(), kEmpty);
-  const bool inside = std::all_of(slots_.begin(), slots_.end(),
-                                  [&](uint32_t id) { return id < pieces.size() || id == kEmpty; });
-  if (!std::has_single_bit(slots_.size()) || empty == 0 || !inside)
+  size_t empty = 0;
+  size_t outside = 0;
+  for (const uint32_t id : slots_) {  // one pass without a branch
+    empty += id == kEmpty ? 1 : 0;
+    outside += id >= pieces.size() ? 1 : 0;
+  }
+  if (!std::has_single_bit(slots_.size()) || empty == 0 || outside != empty)
     throw FormatError("the table of pieces' ids leads outside of the vocabulary");
 }
 

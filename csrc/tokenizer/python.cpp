@@ -16,6 +16,8 @@
 #include <type_traits>
 
 #include "tokenizer/json.h"
+#include "tokenizer/python_decode.h"
+#include "tokenizer/python_define.h"
 #include "tokenizer/python_expectation.h"
 #include "tokenizer/python_ids.h"
 #include "tokenizer/python_lock.h"
@@ -211,12 +213,14 @@ class PyTokenizer {
     return str_of(text);
   }
 
-  py::list decode_batch(const py::object& sequences, bool skip_special) const {
-    py::list result;
-    for (const py::handle ids : sequences) {
-      result.append(decode(py::reinterpret_borrow<py::object>(ids), skip_special));
-    }
-    return result;
+  py::list decode_batch(const py::object& sequences, bool skip_special, size_t num_threads) const {
+    return tokenizer::decode_batch({tokenizer_->decoder(), skip_special, num_threads}, sequences);
+  }
+
+  py::list decode_ragged(const py::object& ids, const py::object& offsets, bool skip_special,
+                         size_t num_threads) const {
+    return tokenizer::decode_ragged({tokenizer_->decoder(), skip_special, num_threads}, ids,
+                                    offsets);
   }
 
   int64_t vocab_size() const { return static_cast<int64_t>(tokenizer_->model().size()); }
@@ -233,9 +237,10 @@ class PyTokenizer {
     return id < 0 ? py::object(py::none()) : py::object(py::int_(id));
   }
 
-  py::object id_to_token(const py::int_& number) const {
+  py::object id_to_token(const py::object& number) const {
     int overflow = 0;
     const long long id = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
+    if (id == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
     if (overflow != 0 || id < 0 || id >= vocab_size()) return py::none();
     const std::string_view token = tokenizer_->model().token(static_cast<uint32_t>(id));
     return py::str(token.data(), token.size());
@@ -347,42 +352,47 @@ PYBIND11_MODULE(_tokenizer, m) {
   });
   m.def("supported_isas", &llmjp::tokenizer::supported_isas);
   m.def("default_isa", &llmjp::tokenizer::default_isa);
-  py::class_<PyTokenizer>(m, "Tokenizer")
-      .def(py::init<const py::bytes&, const std::string&, bool, bool, int, const std::string&,
-                    size_t>(),
-           py::arg("data"), py::arg("format"), py::kw_only(), py::arg("float32_sums") = false,
-           py::arg("units") = true, py::arg("memo_bits") = 15, py::arg("isa") = "",
-           py::arg("chunk") = size_t{1} << 16)
-      .def("encode", &PyTokenizer::encode, py::arg("text"), py::arg("pair"),
-           py::arg("add_special_tokens"), py::arg("encode_special_tokens"))
-      .def("encode_batch", &PyTokenizer::encode_batch, py::arg("texts"),
-           py::arg("add_special_tokens"), py::arg("encode_special_tokens"), py::arg("num_threads"))
-      .def("encode_ragged", &PyTokenizer::encode_ragged, py::arg("texts"),
-           py::arg("add_special_tokens"), py::arg("encode_special_tokens"), py::arg("num_threads"))
-      .def("encode_with_spans", &PyTokenizer::encode_with_spans, py::arg("text"), py::arg("pair"),
-           py::arg("add_special_tokens"), py::arg("encode_special_tokens"), py::arg("in_bytes"))
-      .def("encode_ragged_with_spans", &PyTokenizer::encode_ragged_with_spans, py::arg("texts"),
-           py::arg("add_special_tokens"), py::arg("encode_special_tokens"), py::arg("num_threads"),
-           py::arg("in_bytes"))
-      .def("decode", &PyTokenizer::decode, py::arg("ids"), py::arg("skip_special_tokens"))
-      .def("decode_batch", &PyTokenizer::decode_batch, py::arg("sequences"),
-           py::arg("skip_special_tokens"))
-      .def("token_to_id", &PyTokenizer::token_to_id, py::arg("token"))
-      .def("id_to_token", &PyTokenizer::id_to_token, py::arg("id"))
-      .def("get_vocab", &PyTokenizer::get_vocab)
-      .def("expected_counts", &PyTokenizer::expected, py::arg("texts"), py::arg("scores"))
-      .def("compile", &PyTokenizer::compile, py::arg("note"))
+  using llmjp::tokenizer::define;
+  using llmjp::tokenizer::define_constructor;
+  py::class_<PyTokenizer> tokenizer(m, "Tokenizer");
+  define_constructor<const py::bytes&, const std::string&, bool, bool, int, const std::string&,
+                     size_t>(tokenizer, py::arg("data"), py::arg("format"), py::kw_only(),
+                             py::arg("float32_sums") = false, py::arg("units") = true,
+                             py::arg("memo_bits") = 15, py::arg("isa") = "",
+                             py::arg("chunk") = size_t{1} << 16);
+  define(tokenizer, "encode", &PyTokenizer::encode, py::arg("text"), py::arg("pair"),
+         py::arg("add_special_tokens"), py::arg("encode_special_tokens"));
+  define(tokenizer, "encode_batch", &PyTokenizer::encode_batch, py::arg("texts"),
+         py::arg("add_special_tokens"), py::arg("encode_special_tokens"), py::arg("num_threads"));
+  define(tokenizer, "encode_ragged", &PyTokenizer::encode_ragged, py::arg("texts"),
+         py::arg("add_special_tokens"), py::arg("encode_special_tokens"), py::arg("num_threads"));
+  define(tokenizer, "encode_with_spans", &PyTokenizer::encode_with_spans, py::arg("text"),
+         py::arg("pair"), py::arg("add_special_tokens"), py::arg("encode_special_tokens"),
+         py::arg("in_bytes"));
+  define(tokenizer, "encode_ragged_with_spans", &PyTokenizer::encode_ragged_with_spans,
+         py::arg("texts"), py::arg("add_special_tokens"), py::arg("encode_special_tokens"),
+         py::arg("num_threads"), py::arg("in_bytes"));
+  define(tokenizer, "decode", &PyTokenizer::decode, py::arg("ids"), py::arg("skip_special_tokens"));
+  define(tokenizer, "decode_batch", &PyTokenizer::decode_batch, py::arg("sequences"),
+         py::arg("skip_special_tokens"), py::arg("num_threads"));
+  define(tokenizer, "decode_ragged", &PyTokenizer::decode_ragged, py::arg("ids"),
+         py::arg("offsets"), py::arg("skip_special_tokens"), py::arg("num_threads"));
+  define(tokenizer, "token_to_id", &PyTokenizer::token_to_id, py::arg("token"));
+  define(tokenizer, "id_to_token", &PyTokenizer::id_to_token, py::arg("id"));
+  define(tokenizer, "expected_counts", &PyTokenizer::expected, py::arg("texts"), py::arg("scores"));
+  define(tokenizer, "compile", &PyTokenizer::compile, py::arg("note"));
+  define(tokenizer, "score", &PyTokenizer::score, py::arg("id"));
+  tokenizer.def("get_vocab", &PyTokenizer::get_vocab)
       .def_property_readonly("note", &PyTokenizer::note)
-      .def("score", &PyTokenizer::score, py::arg("id"))
       .def_property_readonly("isa", &PyTokenizer::isa)
       .def_property_readonly("vocab_size", &PyTokenizer::vocab_size)
       .def_property_readonly("special_ids", &PyTokenizer::special_ids)
       .def_property_readonly("float32_sums", &PyTokenizer::float32_sums)
       .def_property_readonly("unknown_id", &PyTokenizer::unknown_id)
       .def_property_readonly("appended_ids", &PyTokenizer::appended_ids);
-  py::class_<PyDecodeStream>(m, "DecodeStream")
-      .def(py::init<const PyTokenizer&, bool>(), py::arg("tokenizer"),
-           py::arg("skip_special_tokens"))
-      .def("step", &PyDecodeStream::step, py::arg("id"))
-      .def("finish", &PyDecodeStream::finish);
+  py::class_<PyDecodeStream> stream(m, "DecodeStream");
+  define_constructor<const PyTokenizer&, bool>(stream, py::arg("tokenizer"),
+                                               py::arg("skip_special_tokens"));
+  define(stream, "step", &PyDecodeStream::step, py::arg("id"));
+  stream.def("finish", &PyDecodeStream::finish);
 }

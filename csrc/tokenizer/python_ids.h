@@ -30,67 +30,87 @@ inline int64_t id_of(PyObject* object) {
   return value;
 }
 
-// Ids of an array whose items are of type `Item`, wherever they lie.
+using Ids = std::vector<int64_t>;
+
+// Appends the ids of an array whose items are of type `Item`, wherever they lie.
 template <class Item>
-std::vector<int64_t> ids_of_items(const pybind11::array& array) {
-  std::vector<int64_t> ids(static_cast<size_t>(array.size()));
+void append_items(const pybind11::array& array, Ids& ids) {
+  const size_t before = ids.size();
+  ids.resize(before + static_cast<size_t>(array.size()));
   const char* item = static_cast<const char*>(array.data());
   const pybind11::ssize_t stride = array.strides(0);
-  for (int64_t& id : ids) {
+  for (size_t i = before; i < ids.size(); ++i) {
     Item value;
     std::memcpy(&value, item, sizeof value);
     item += stride;
     if constexpr (std::is_signed_v<Item>) {
       if (value < 0)
         throw pybind11::value_error("ids must not be negative, got " + std::to_string(value));
-      id = value;
+      ids[i] = value;
     } else {
-      id = static_cast<int64_t>(
+      ids[i] = static_cast<int64_t>(
           std::min<uint64_t>(value, uint64_t{std::numeric_limits<int64_t>::max()}));
     }
   }
-  return ids;
 }
 
-inline std::vector<int64_t> ids_of_array(const pybind11::array& array) {
+inline void require_ids(const pybind11::array& array, pybind11::ssize_t dimensions) {
   namespace py = pybind11;
-  const py::dtype type = array.dtype();
-  const char kind = type.kind();
-  if (array.ndim() != 1 || (kind != 'i' && kind != 'u')) {
-    throw py::type_error("an array of ids must be one-dimensional and of an integer type, got " +
-                         std::string(py::str(type)) + " with " + std::to_string(array.ndim()) +
-                         " dimensions");
-  }
-  const bool is_signed = kind == 'i';
-  if (type.byteorder() == '=' || type.byteorder() == '|') {
-    switch (type.itemsize()) {
+  const char kind = array.dtype().kind();
+  if (array.ndim() == dimensions && (kind == 'i' || kind == 'u')) return;
+  throw py::type_error("an array of ids must be " + std::string(dimensions == 1 ? "one" : "two") +
+                       "-dimensional and of an integer type, got " +
+                       std::string(py::str(array.dtype())) + " with " +
+                       std::to_string(array.ndim()) + " dimensions");
+}
+
+inline bool in_native_order(const pybind11::array& array) {
+  const char order = array.dtype().byteorder();
+  return order == '=' || order == '|';
+}
+
+inline void append_ids_of_array(const pybind11::array& array, Ids& ids) {
+  namespace py = pybind11;
+  require_ids(array, 1);
+  const bool is_signed = array.dtype().kind() == 'i';
+  if (in_native_order(array)) {
+    switch (array.itemsize()) {
       case 1:
-        return is_signed ? ids_of_items<int8_t>(array) : ids_of_items<uint8_t>(array);
+        return is_signed ? append_items<int8_t>(array, ids) : append_items<uint8_t>(array, ids);
       case 2:
-        return is_signed ? ids_of_items<int16_t>(array) : ids_of_items<uint16_t>(array);
+        return is_signed ? append_items<int16_t>(array, ids) : append_items<uint16_t>(array, ids);
       case 4:
-        return is_signed ? ids_of_items<int32_t>(array) : ids_of_items<uint32_t>(array);
+        return is_signed ? append_items<int32_t>(array, ids) : append_items<uint32_t>(array, ids);
       default:
-        return is_signed ? ids_of_items<int64_t>(array) : ids_of_items<uint64_t>(array);
+        return is_signed ? append_items<int64_t>(array, ids) : append_items<uint64_t>(array, ids);
     }
   }
   const auto converted = [&](const auto& wide) {
     if (!wide) throw py::error_already_set();
-    return ids_of_items<typename std::decay_t<decltype(wide)>::value_type>(wide);
+    append_items<typename std::decay_t<decltype(wide)>::value_type>(wide, ids);
   };
-  return is_signed ? converted(py::array_t<int64_t, py::array::forcecast>::ensure(array))
-                   : converted(py::array_t<uint64_t, py::array::forcecast>::ensure(array));
+  is_signed ? converted(py::array_t<int64_t, py::array::forcecast>::ensure(array))
+            : converted(py::array_t<uint64_t, py::array::forcecast>::ensure(array));
 }
 
-inline std::vector<int64_t> ids_of(const pybind11::handle& object) {
+// What an array library's object holds as NumPy's array, of a PyTorch tensor in memory the tensor
+// itself; null for all else.
+inline pybind11::array array_in(const pybind11::handle& object) {
   namespace py = pybind11;
-  if (py::isinstance<py::array>(object))
-    return ids_of_array(py::reinterpret_borrow<py::array>(object));
+  if (py::isinstance<py::array>(object)) return py::reinterpret_borrow<py::array>(object);
+  if (PyList_Check(object.ptr()) || PyTuple_Check(object.ptr()) ||
+      !py::hasattr(object, "__array__"))
+    return py::reinterpret_steal<py::array>(nullptr);
+  return py::module_::import("numpy").attr("asarray")(object);
+}
+
+inline void append_ids(const pybind11::handle& object, Ids& ids) {
+  namespace py = pybind11;
+  if (const py::array array = array_in(object)) return append_ids_of_array(array, ids);
   const auto items = py::reinterpret_steal<py::object>(
       PySequence_Fast(object.ptr(), "ids must be a sequence of int"));
   if (!items) throw py::error_already_set();
-  std::vector<int64_t> ids;
-  ids.reserve(static_cast<size_t>(PySequence_Fast_GET_SIZE(items.ptr())));
+  ids.reserve(ids.size() + static_cast<size_t>(PySequence_Fast_GET_SIZE(items.ptr())));
   // The size anew in each step: an item's __index__ may be Python code, and change the list. An int
   // has none, and needs no reference of its own.
   for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(items.ptr()); ++i) {
@@ -101,6 +121,11 @@ inline std::vector<int64_t> ids_of(const pybind11::handle& object) {
       ids.push_back(id_of(py::reinterpret_borrow<py::object>(item).ptr()));
     }
   }
+}
+
+inline Ids ids_of(const pybind11::handle& object) {
+  Ids ids;
+  append_ids(object, ids);
   return ids;
 }
 

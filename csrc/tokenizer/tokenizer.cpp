@@ -17,7 +17,7 @@ Tokenizer::Tokenizer(std::shared_ptr<CompiledReader> compiled, SearchOptions sea
       note_(read_note(*compiled_)),
       model_(*compiled_),
       rules_(model_, *compiled_),
-      decoder_(model_),
+      decoder_(model_, *compiled_),
       search_(search) {
   compiled_->finish();
 }
@@ -27,6 +27,7 @@ std::string Tokenizer::compile(std::string_view note) const {
   writer(note);
   model_.write(writer);
   rules_.write(writer);
+  decoder_.write(writer);
   return writer.finish();
 }
 

@@ -67,6 +67,13 @@ inline Utf8State decode_utf8(const char* bytes, size_t size, char32_t& c, int& l
     c = lead;
     return Utf8State::kComplete;
   }
+  if (length == 3 && size >= 3 && lead != 0xE0 && lead != 0xED) {  // most Japanese text
+    const uint8_t second = at(1);
+    const uint8_t third = at(2);
+    c = static_cast<char32_t>((lead & 0x0F) << 12 | (second & 0x3F) << 6 | (third & 0x3F));
+    if ((second & 0xC0) == 0x80 && (third & 0xC0) == 0x80) return Utf8State::kComplete;
+    return Utf8State::kInvalid;
+  }
   c = lead & (0x7F >> length);
   for (int i = 1; i < length; ++i) {
     if (static_cast<size_t>(i) >= size) return Utf8State::kIncomplete;

@@ -56,7 +56,7 @@ class Encoder:
             TypeError: `texts` is one str, or an item is not a str or has a lone surrogate.
             ValueError: `num_threads` is below 1.
         """
-        threads = _thread_count(num_threads)
+        threads = thread_count(num_threads)
         return self._native.encode_batch(texts, add_special_tokens, encode_special_tokens, threads)
 
     def encode_ragged(
@@ -76,7 +76,7 @@ class Encoder:
         Raises:
             As encode_batch().
         """
-        threads = _thread_count(num_threads)
+        threads = thread_count(num_threads)
         return self._native.encode_ragged(texts, add_special_tokens, encode_special_tokens, threads)
 
     def encode_with_spans(
@@ -139,7 +139,7 @@ class Encoder:
             As encode_batch(); ValueError: `unit` is something else.
         """
         in_bytes = _in_bytes(unit)
-        threads = _thread_count(num_threads)
+        threads = thread_count(num_threads)
         return self._native.encode_ragged_with_spans(
             texts, add_special_tokens, encode_special_tokens, threads, in_bytes
         )
@@ -157,7 +157,7 @@ class Encoder:
 
         As encode_ragged_iter(), which makes no Python object per token, in all else.
         """
-        threads = _thread_count(num_threads)
+        threads = thread_count(num_threads)
         chunks = encode_chunks(
             lambda chunk: self._native.encode_batch(
                 chunk, add_special_tokens, encode_special_tokens, threads
@@ -200,7 +200,7 @@ class Encoder:
                 `texts` raises goes through. Either way all texts before come out first.
             ValueError: `num_threads` or `chunk_characters` is below 1.
         """
-        threads = _thread_count(num_threads)
+        threads = thread_count(num_threads)
         return encode_chunks(
             lambda chunk: self._native.encode_ragged(
                 chunk, add_special_tokens, encode_special_tokens, threads
@@ -253,7 +253,12 @@ def _in_bytes(unit: SpanUnit) -> bool:
     return unit == "bytes"
 
 
-def _thread_count(requested: int | None) -> int:
+def thread_count(requested: int | None) -> int:
+    """`requested`, or one for each usable core.
+
+    Raises:
+        ValueError: it is below 1.
+    """
     if requested is None:
         if hasattr(os, "sched_getaffinity"):
             return len(os.sched_getaffinity(0))

@@ -3,14 +3,14 @@
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from llmjp_ext import _tokenizer
 from llmjp_ext.tokenizer.decode_stream import DecodeStream
-from llmjp_ext.tokenizer.encoder import Encoder
+from llmjp_ext.tokenizer.encoder import Encoder, thread_count
 from llmjp_ext.tokenizer.hub import model_folder
 from llmjp_ext.tokenizer.source import (
     NAMED_TOKENS,
@@ -21,9 +21,11 @@ from llmjp_ext.tokenizer.source import (
 )
 
 if TYPE_CHECKING:
+    import torch
+
     from llmjp_ext.integrations.tokenizer import PreTrainedTokenizerFast
 
-Ids = Sequence[int] | npt.NDArray[np.integer]
+Ids: TypeAlias = "Sequence[int] | npt.NDArray[np.integer] | torch.Tensor"
 
 
 class Tokenizer(Encoder):
@@ -154,7 +156,7 @@ class Tokenizer(Encoder):
         """Text of ids. Those that nothing has are dropped.
 
         Args:
-            ids: a sequence of int, or an array [n] of any integer type.
+            ids: a sequence of int, or an array or CPU tensor [n] of any integer type.
             skip_special_tokens: drop special tokens too.
 
         Raises:
@@ -163,9 +165,50 @@ class Tokenizer(Encoder):
         """
         return self._native.decode(ids, skip_special_tokens)
 
-    def decode_batch(self, sequences: Iterable[Ids], skip_special_tokens: bool = True) -> list[str]:
-        """decode() of each sequence of ids."""
-        return self._native.decode_batch(sequences, skip_special_tokens)
+    def decode_batch(
+        self,
+        sequences: Iterable[Ids],
+        skip_special_tokens: bool = True,
+        num_threads: int | None = None,
+    ) -> list[str]:
+        """decode() of each sequence of ids, over `num_threads` threads (default: one per core).
+
+        The result does not depend on the number of threads. The interpreter's lock is held while
+        lists are read and each str is made, not while texts are put together.
+
+        Args:
+            sequences: an iterable of what decode() takes, or an array or CPU tensor
+                [sequences, n] of an integer type, read where it lies.
+            skip_special_tokens: as in decode().
+            num_threads: as in encode_batch().
+
+        Raises:
+            As decode(); ValueError: `num_threads` is below 1.
+        """
+        return self._native.decode_batch(sequences, skip_special_tokens, thread_count(num_threads))
+
+    def decode_ragged(
+        self,
+        ids: Ids,
+        offsets: Ids,
+        skip_special_tokens: bool = True,
+        num_threads: int | None = None,
+    ) -> list[str]:
+        """decode_batch() of what encode_ragged() gives, without a Python object per id.
+
+        Args:
+            ids: [total], those of all sequences one after another; arrays and CPU tensors are read
+                where they lie.
+            offsets: [sequences + 1], rising: sequence i has ids[offsets[i]:offsets[i + 1]].
+            skip_special_tokens: as in decode().
+            num_threads: as in encode_batch().
+
+        Raises:
+            As decode(); ValueError: `offsets` is empty, falls or leads beyond the ids, or
+                `num_threads` is below 1.
+        """
+        threads = thread_count(num_threads)
+        return self._native.decode_ragged(ids, offsets, skip_special_tokens, threads)
 
     def decode_stream(self, skip_special_tokens: bool = True) -> DecodeStream:
         """A decoder for ids that come one by one, as in generation."""

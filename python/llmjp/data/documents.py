@@ -57,11 +57,12 @@ class SpanReader:
         seconds_reading, seconds_decompressing: time spent in both.
     """
 
-    def __init__(self, file: InputFile, span: Span, reading: Reading) -> None:
-        """Reads nothing yet."""
+    def __init__(self, file: InputFile, span: Span, reading: Reading, ahead: bool = False) -> None:
+        """Reads nothing yet. `ahead`: a compressed file is decompressed on a thread of its own."""
         self._file = file
         self._span = span
         self._reading = reading
+        self._ahead = ahead
         self._source: Source | None = None
         self._rows_taken = 0
         self._seconds_rows = 0.0
@@ -97,7 +98,7 @@ class SpanReader:
             if self._file.format == PARQUET:
                 yield from self._rows(resume or 0)
                 return
-            with Source(self._file) as self._source:
+            with Source(self._file, self._ahead) as self._source:
                 yield from self._texts(self._source, resume)
         except DamagedFile as error:
             rejected = [Rejected(0, records.DAMAGED, str(error))]

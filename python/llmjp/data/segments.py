@@ -71,10 +71,10 @@ class Encoder:
     """Texts to the bytes of a dataset: each text's ids, then the end token."""
 
     def __init__(self, tokenizer: Tokenizer, end: int | None, threads: int = 1) -> None:
-        """With `end` None nothing is appended. `threads` work on a batch."""
+        """With `end` None nothing is appended. `threads` work on a batch, where cores are idle."""
         self._tokenizer = tokenizer
         self._end = end
-        self._threads = threads
+        self.threads = threads
         # Where the template appends the very same token, the search writes it along.
         probe = "a"
         plain = tokenizer.encode(probe, add_special_tokens=False)
@@ -84,7 +84,7 @@ class Encoder:
         """Ids of all texts one after another, and how many each has."""
         ids: npt.NDArray[Any]
         ids, offsets = self._tokenizer.encode_ragged(
-            texts, add_special_tokens=self._by_template, num_threads=self._threads
+            texts, add_special_tokens=self._by_template, num_threads=self.threads
         )
         if self._end is not None and not self._by_template:
             ids = np.insert(ids, offsets[1:], self._end)
@@ -228,8 +228,10 @@ def segments(
         assert first is not None
         for index in range(first, len(job.tasks[task])):
             span = job.tasks[task][index]
-            reader = SpanReader(job.files[span.file], span, job.reading)
-            in_range = in_ranges(job.files[span.file], job.reading)
+            file = job.files[span.file]
+            ahead = job.encoder.threads > 1 and file.regular  # nobody could end a wait for a pipe
+            reader = SpanReader(file, span, job.reading, ahead)
+            in_range = in_ranges(file, job.reading)
             growing.begin(span.file)
             lines = 0  # given by this reader
             for batch in _timed(reader, position, seconds):

@@ -9,6 +9,7 @@ import io
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import BinaryIO
@@ -31,11 +32,12 @@ class Source:
 
     Attributes:
         seconds_reading: time spent in reading the file.
-        seconds_decompressing: time spent in decompressing.
+        seconds_decompressing: time spent in decompressing. Where that is done ahead, on a thread of
+            its own: time spent in waiting for it, reading included.
     """
 
-    def __init__(self, file: InputFile) -> None:
-        """Opens the file.
+    def __init__(self, file: InputFile, ahead: bool = False) -> None:
+        """Opens the file. `ahead`: a compressed one is decompressed a block ahead, on a thread.
 
         Raises:
             UserError: a package that its compression needs is missing.
@@ -44,13 +46,15 @@ class Source:
         self.seconds_reading = 0.0
         self.seconds_decompressing = 0.0
         self._path = file.path
-        self._taken = 0
+        self._bytes_read = 0  # written by whoever reads ahead
+        self._bytes_told = 0
         self._raw = file.path.open("rb", buffering=0)
         self._stream: BinaryIO | gzip.GzipFile | _ZstdReader | None = None
         if file.compression == "gzip":
             self._stream = gzip.GzipFile(fileobj=_Measured(self))
         elif file.compression == "zstd":
             self._stream = _ZstdReader(self.read_raw)
+        self._ahead = None if self._stream is None or not ahead else _Ahead(self._decompressed)
 
     def read(self, size: int) -> bytes:
         """At most `size` bytes; none at the end.
@@ -63,27 +67,33 @@ class Source:
             return self.read_raw(size)
         began, read_before = time.perf_counter(), self.seconds_reading
         try:
+            return self._ahead.read(size) if self._ahead else self._decompressed(size)
+        finally:
+            spent = time.perf_counter() - began
+            self.seconds_decompressing += spent - (self.seconds_reading - read_before)
+
+    def _decompressed(self, size: int) -> bytes:
+        assert self._stream is not None
+        try:
             return self._stream.read(size)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             kind = "zstd" if isinstance(self._stream, _ZstdReader) else "gzip"
             raise DamagedFile(f"{self._path} is not a whole {kind} file: {error}") from None
-        finally:
-            spent = time.perf_counter() - began
-            self.seconds_decompressing += spent - (self.seconds_reading - read_before)
 
     def read_raw(self, size: int) -> bytes:
         """Bytes as they are on disk."""
         began = time.perf_counter()
         data = self._raw.read(size) or b""
-        self.seconds_reading += time.perf_counter() - began
-        self._taken += len(data)
+        if self._ahead is None:  # else it is part of what is waited for
+            self.seconds_reading += time.perf_counter() - began
+        self._bytes_read += len(data)
         return data
 
     def seek(self, offset: int) -> None:
         """Goes on at byte `offset` of the decompressed data, which is not before the position."""
         if self._stream is None:
             self._raw.seek(offset)
-            self._taken = 0
+            self._bytes_told = self._bytes_read
             return
         while offset > 0:
             data = self.read(min(offset, BLOCK))
@@ -93,7 +103,8 @@ class Source:
 
     def bytes_taken(self) -> int:
         """Bytes of the file on disk read since the last call."""
-        taken, self._taken = self._taken, 0
+        total = self._bytes_read  # it may grow meanwhile
+        taken, self._bytes_told = total - self._bytes_told, total
         return taken
 
     def __enter__(self) -> "Source":
@@ -106,7 +117,30 @@ class Source:
         trace: TracebackType | None,
     ) -> None:
         """Closes the file."""
+        if self._ahead:
+            self._ahead.close()
         self._raw.close()
+
+
+class _Ahead:
+    """Calls read() on a thread, one block ahead of what has been taken."""
+
+    def __init__(self, read: Callable[[int], bytes]) -> None:
+        self._read = read
+        self._thread = ThreadPoolExecutor(1)
+        self._next: Future[bytes] | None = None
+        self._held = b""
+
+    def read(self, size: int) -> bytes:
+        if not self._held:
+            block = self._next or self._thread.submit(self._read, BLOCK)
+            self._held = block.result()
+            self._next = self._thread.submit(self._read, BLOCK) if self._held else None
+        data, self._held = self._held[:size], self._held[size:]
+        return data
+
+    def close(self) -> None:
+        self._thread.shutdown()
 
 
 class _Measured(io.RawIOBase):
