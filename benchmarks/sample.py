@@ -1,9 +1,11 @@
-"""sample at LLM-jp's vocabulary: argmax, temperature alone, and the usual filters.
+"""sample at LLM-jp's vocabulary and one of 256,000: argmax, temperature alone, the usual filters.
 
-The work is reading the logits once. The peers are PyTorch code of the same meaning; a draw cannot
-be compared with a reference, so what is checked is that a candidate draws only ids that may be.
+The work is reading the logits once. The peers are Transformers' processors with a softmax and
+torch.multinomial, and the same written plainly; a draw cannot be compared with a reference, so what
+is checked is that a candidate draws only ids that may be.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,9 +16,9 @@ import llmjp_ext
 from benchmarks.harness import OURS, Case, missing
 from llmjp_ext.reference.sample import probabilities
 
-VOCAB = 50688
-CUDA_ROWS = (1, 32, 256)
-CPU_ROWS = (1, 8)
+VOCABULARIES = (50688, 256000)
+CUDA_ROWS = (1, 64, 256)
+CPU_ROWS = (1, 64)
 QUICK_SHAPES = ((2, 512),)
 OPTIONS: dict[str, dict[str, Any]] = {
     "argmax": {"temperature": 0.0},
@@ -24,6 +26,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "top-p": {"temperature": 0.7, "top_p": 0.95},
     "top-k, top-p": {"temperature": 0.7, "top_k": 50, "top_p": 0.95},
 }
+TRANSFORMERS = "Transformers"
 FLASHINFER = "FlashInfer"
 
 
@@ -40,6 +43,37 @@ def eager(logits: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0
         removed[:, -1] = False
         x = x.masked_fill(removed.scatter(1, order, removed), -torch.inf)
     return torch.multinomial(x.softmax(-1), 1)[:, 0]
+
+
+def transformers_chain(
+    temperature: float, top_k: int = 0, top_p: float = 1.0
+) -> Callable[[Tensor], Tensor]:
+    """What `generate` does with the logits of its last position."""
+    from transformers.generation.logits_process import (
+        LogitsProcessorList,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    processors = LogitsProcessorList()
+    if temperature not in (0.0, 1.0):
+        processors.append(TemperatureLogitsWarper(temperature))
+    if top_k:
+        processors.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        processors.append(TopPLogitsWarper(top_p))
+
+    def run(logits: Tensor) -> Tensor:
+        # generate copies the last position's logits to float32 before it processes them.
+        scores = logits.to(torch.float32, copy=True)
+        if temperature == 0:
+            return scores.argmax(-1)
+        none = torch.empty((logits.shape[0], 0), dtype=torch.int64, device=logits.device)
+        probabilities_of_ids = processors(none, scores).softmax(-1)
+        return torch.multinomial(probabilities_of_ids, 1)[:, 0]
+
+    return run
 
 
 def flashinfer(logits: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
@@ -60,11 +94,19 @@ def sample_case(name: str, rows: int, vocab: int, dtype: torch.dtype, device: to
         OURS: lambda: llmjp_ext.sample(logits, **options),
         "PyTorch": lambda: eager(logits, **options),
     }
+    absent = {}
+    if (reason := missing("transformers", "transformers")) is None:
+        chain = transformers_chain(**options)
+        candidates[TRANSFORMERS] = lambda: chain(logits)
+    else:
+        absent[TRANSFORMERS] = reason
     reason = missing("flashinfer", "flashinfer-python") if device.type == "cuda" else "needs CUDA"
     if reason is None and options["temperature"] == 0:
         reason = "samples only"
     if reason is None:
         candidates[FLASHINFER] = lambda: flashinfer(logits, **options)
+    else:
+        absent[FLASHINFER] = reason
 
     def check(ids: Tensor) -> None:
         assert ids.shape == (rows,), f"shape {list(ids.shape)}, not [{rows}]"
@@ -79,7 +121,7 @@ def sample_case(name: str, rows: int, vocab: int, dtype: torch.dtype, device: to
         candidates={n: torch.no_grad()(run) for n, run in candidates.items()},
         check=check,
         bytes=logits.nbytes,
-        absent={} if reason is None else {FLASHINFER: reason},
+        absent=absent,
     )
 
 
@@ -87,7 +129,7 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
     """Every choice of options at every number of rows."""
     torch.manual_seed(0)
     rows_of_device = CUDA_ROWS if device.type == "cuda" else CPU_ROWS
-    shapes = QUICK_SHAPES if quick else [(rows, VOCAB) for rows in rows_of_device]
+    shapes = QUICK_SHAPES if quick else list(itertools.product(rows_of_device, VOCABULARIES))
     for rows, vocab in shapes:
         for name in OPTIONS:
             for dtype in (torch.float32, torch.bfloat16):

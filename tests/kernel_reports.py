@@ -225,6 +225,10 @@ EXPECTATIONS: dict[str, Expectation] = {
     "cross_entropy_forward_kernel": Expectation(wide=lambda kernel: {"LDG": 5}),
     # The same, each with its store, and a store for rows and columns without a gradient.
     "cross_entropy_backward_kernel": Expectation(wide=lambda kernel: {"LDG": 5, "STG": 6}),
+    # Three loads on their way at a time when the row comes from memory; one for each later pass:
+    # the id at temperature 0, the first bins, the ends of a bin, keys, the sum, the id. Elements at
+    # both ends of a row are taken one by one.
+    "sample_kernel": Expectation(wide=lambda kernel: {"LDG": 9}),
     # q and the first k before the loop, v and the next k in it; each operand of a product is read
     # from shared memory once, and out leaves in whole pieces.
     "attention_forward_kernel": Expectation(

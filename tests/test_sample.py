@@ -5,6 +5,7 @@ statistic has to stay below the value that a right sampler exceeds once in a mil
 """
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,12 +13,20 @@ import torch._dynamo.testing
 from torch import Tensor
 
 import llmjp_ext
+from llmjp_ext import _library
 from llmjp_ext.ops import sample as module
 from llmjp_ext.reference import sample as reference
+from llmjp_ext.testing import simulated_kernels
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
-DRAWS = 20000
 
+DEFAULTS = {
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+}
 CASES = {
     "plain": {},
     "temperature": {"temperature": 0.6},
@@ -37,10 +46,20 @@ CASES = {
 }
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> str:
-    """The op has no CUDA kernel yet, so nothing of it runs simulated."""
-    return request.param
+@pytest.fixture(params=["simt", pytest.param("cuda", marks=pytest.mark.gpu)])
+def kernel_device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The device of a test's tensors where the kernel runs: simulated, or on a GPU."""
+    if request.param == "simt":
+        with simulated_kernels():
+            yield "cpu"
+    else:
+        yield request.param
+
+
+def draws(device: str) -> int:
+    """How many ids of one distribution a test draws: simulated threads are slow."""
+    simulated = _library.ops is not torch.ops.llmjp_ext
+    return {"cpu": 500 if simulated else 20000, "cuda": 1_000_000}[device]
 
 
 def assert_drawn_from(ids: Tensor, p: Tensor, seed: int) -> None:
@@ -95,13 +114,80 @@ def test_draws_like_transformers(device: str, case: str, seed: int) -> None:
     theirs = transformers_probabilities(logits, previous, options)
     ours = reference.probabilities(logits, previous=previous, **options)
     assert torch.allclose(ours, theirs, atol=1e-6)
+    count = draws(device)
     ids = llmjp_ext.sample(
-        logits.expand(DRAWS, 60).to(device),
-        previous=previous.expand(DRAWS, 12).to(device),
+        logits.to(device).expand(count, 60),
+        previous=previous.to(device).expand(count, 12),
         **options,
     )
-    assert ids.dtype == torch.int64 and ids.shape == (DRAWS,)
+    assert ids.dtype == torch.int64 and ids.shape == (count,)
     assert_drawn_from(ids, ours[0], seed)
+
+
+def test_a_million_draws(seed: int) -> None:
+    """All filters at once: Transformers' distribution to the precision of a million ids."""
+    logits, previous = torch.randn(1, 60) * 2, torch.randint(0, 60, (1, 12))
+    options = CASES["all of it"]
+    theirs = transformers_probabilities(logits, previous, options)
+    calls, rows = 20, 50_000
+    ids = [
+        llmjp_ext.sample(logits.expand(rows, 60), previous=previous.expand(rows, 12), **options)
+        for _ in range(calls)
+    ]
+    assert_drawn_from(torch.cat(ids), theirs[0], seed)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_kernel_draws_what_the_cpu_draws(
+    kernel_device: str, case: str, dtype: torch.dtype, seed: int
+) -> None:
+    """The same seed and offset give the PyTorch implementation's ids, row by row."""
+    rows, vocab = 24, 2301
+    logits = (torch.randn(rows, vocab + 3) * 3).to(dtype)[:, 1:-2]
+    previous = torch.randint(-1, vocab, (rows, 300))
+    state = torch.tensor([seed, 3])
+    numbers = [{**DEFAULTS, **CASES[case]}[name] for name in DEFAULTS]
+    ours, theirs = (
+        op.sample(logits.to(at), previous.to(at), state.to(at), None, *numbers, vocab - 1).cpu()
+        for op, at in ((_library.ops, kernel_device), (torch.ops.llmjp_ext, "cpu"))
+    )
+    assert torch.equal(ours, theirs), f"rows {(ours != theirs).nonzero()[:, 0].tolist()}, {seed=}"
+
+
+@pytest.mark.gpu
+def test_cuda_graph_draws_anew(seed: int) -> None:
+    """A captured call reads its seed from the device: every replay draws from its own."""
+    generator = torch.Generator("cuda")
+    logits = torch.randn(64, 50688, device="cuda", dtype=torch.bfloat16)
+    warmth = torch.linspace(0.0, 1.5, 64, device="cuda")
+    previous = torch.randint(0, 50688, (64, 100), device="cuda")
+
+    def draw() -> Tensor:
+        return llmjp_ext.sample(
+            logits,
+            temperature=warmth,
+            top_k=50,
+            top_p=0.95,
+            previous=previous,
+            repetition_penalty=1.2,
+            generator=generator,
+        )
+
+    draw()
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(generator)
+    with torch.cuda.graph(graph):
+        ids = draw()
+    generator.manual_seed(seed)
+    replays = []
+    for _ in range(3):
+        graph.replay()
+        replays.append(ids.clone())
+    generator.manual_seed(seed)
+    assert all(torch.equal(replay, draw()) for replay in replays)
+    assert not torch.equal(replays[0], replays[1])
+    assert torch.equal(replays[0][0], replays[1][0]), "temperature 0 draws nothing"
 
 
 def test_order_is_that_of_generate() -> None:
@@ -136,19 +222,12 @@ def test_options_by_row(
         {"min_p": 0.75, "temperature": 0.5},
         {"top_k": 40, "top_p": 0.5, "min_p": 0.1},
     ]
-    defaults = {
-        "temperature": 1.0,
-        "top_k": 0,
-        "top_p": 1.0,
-        "min_p": 0.0,
-        "repetition_penalty": 1.0,
-    }
-    each = 2000
+    each = draws(device) // 10
     options = {
         name: torch.tensor(
             [row.get(name, default) for row in rows], device=device
         ).repeat_interleave(each)
-        for name, default in defaults.items()
+        for name, default in DEFAULTS.items()
     }
     previous = torch.arange(0, vocab, 3, device=device)[None]
     ids = llmjp_ext.sample(
@@ -176,7 +255,7 @@ def test_temperature_0_is_argmax(device: str) -> None:
 
 def test_ties_are_kept(device: str) -> None:
     """All ids as large as the k-th, or as likely as the last of the top-p set, can be drawn."""
-    logits = torch.tensor([[2.0, 1.0, 1.0, 1.0, 0.0]], device=device).expand(2000, 5)
+    logits = torch.tensor([[2.0, 1.0, 1.0, 1.0, 0.0]], device=device).expand(draws(device) // 4, 5)
     assert set(llmjp_ext.sample(logits, top_k=2).tolist()) == {0, 1, 2, 3}
     assert set(llmjp_ext.sample(logits, top_p=0.5).tolist()) == {0, 1, 2, 3}
 
@@ -202,9 +281,10 @@ def test_nan_and_infinities(device: str) -> None:
 
 def test_padding_of_the_vocabulary_is_never_drawn(device: str) -> None:
     """Ids from valid_vocab on, and ids of the penalty that are none, have no part."""
-    logits = torch.zeros(500, 8, device=device)
+    rows = draws(device) // 5
+    logits = torch.zeros(rows, 8, device=device)
     logits[:, 5:] = 30.0
-    previous = torch.tensor([[7, -1, 100]], device=device).expand(500, 3)
+    previous = torch.tensor([[7, -1, 100]], device=device).expand(rows, 3)
     ids = llmjp_ext.sample(
         logits, valid_vocab=5, previous=previous, repetition_penalty=3.0, top_k=50
     )

@@ -234,6 +234,41 @@ def sanitize_linear_cross_entropy(device: torch.device) -> int:
     return calls
 
 
+def sanitize_sample(device: torch.device) -> int:
+    """Both sizes of block, every alignment and filter; few candidates and many; previous ids."""
+    filters: tuple[dict[str, float], ...] = (
+        {"temperature": 0.0},
+        {"temperature": 0.7},
+        {"top_k": 50, "top_p": 0.9, "repetition_penalty": 1.2},
+        {"temperature": 5.0, "top_k": 900, "min_p": 0.01},
+        {"temperature": 5.0, "top_p": 0.99},
+    )
+    cases = list(
+        itertools.product(
+            (FLOAT32, FLOAT16, BFLOAT16), CROSS_ENTROPY_VOCABULARIES, filters, (False, True)
+        )
+    )
+    for dtype, vocab, options, by_row in cases:
+        logits = torch.randn(9, vocab, device=device, dtype=dtype)
+        logits[4] = -torch.inf
+        previous = torch.randint(-1, vocab, (9, 70), device=device)
+        if by_row:
+            numbers = {
+                name: torch.full((9,), number, device=device) for name, number in options.items()
+            }
+            ids = llmjp_ext.sample(logits, previous=previous, **numbers)
+        else:
+            ids = llmjp_ext.sample(
+                logits, previous=previous, valid_vocab=max(1, vocab - 13), **options
+            )
+        assert int(ids[4]) == -1
+        others = torch.cat([ids[:4], ids[5:]])
+        assert bool(((others >= 0) & (others < vocab)).all())
+        if options == filters[0] and by_row:
+            assert torch.equal(others, torch.cat([logits[:4], logits[5:]]).argmax(-1))
+    return len(cases)
+
+
 def sanitize_attention(device: torch.device) -> int:
     """Every tile of the forward kernels, with lengths and widths that end inside a tile."""
     lengths = ((1, 1), (17, 203), (128, 128), (300, 65))
@@ -280,6 +315,7 @@ def main() -> int:
         ("rotary", sanitize_rotary),
         ("cross_entropy", sanitize_cross_entropy),
         ("linear_cross_entropy", sanitize_linear_cross_entropy),
+        ("sample", sanitize_sample),
         ("attention", sanitize_attention),
     ):
         calls = sanitize(torch.device("cuda"))

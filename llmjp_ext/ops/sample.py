@@ -34,7 +34,8 @@ def sample(
     Each of the five numbers may be a tensor [rows] instead, whose values are not checked.
 
     Args:
-        logits: [rows, vocab], float32, float16 or bfloat16; computed in float32.
+        logits: [rows, vocab], float32, float16 or bfloat16; computed in float32. The CUDA kernel
+            takes at most 2^23 ids, with previous as many as have a bit in shared memory.
         temperature: divides the logits; 0 takes the largest logit (the first of equal ones).
         top_k: keeps the k largest logits and those equal to the k-th; 0 is off.
         top_p: keeps the smallest set of the likeliest ids whose probability reaches top_p, and ids
@@ -70,11 +71,12 @@ def sample(
         _check_option(name, option, logits)
     row_options, numbers = None, tuple(options.values())
     if any(isinstance(option, Tensor) for option in numbers):
+        # Numbers become tensors by a kernel: a copy from the host would wait for the device.
         row_options = torch.stack(
             [
-                torch.as_tensor(option, dtype=torch.float32, device=logits.device).expand(
-                    logits.shape[0]
-                )
+                option.float()
+                if isinstance(option, Tensor)
+                else torch.full(logits.shape[:1], float(option), device=logits.device)
                 for option in numbers
             ],
             dim=1,
