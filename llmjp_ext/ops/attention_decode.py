@@ -1,7 +1,8 @@
 """attention_decode: attention of the newest tokens over a cache of keys and values.
 
 Appends in place and has no backward. The PyTorch implementation attends sequence by sequence to the
-valid part of the cache on the CPU, and without a synchronisation to all of it on CUDA.
+valid part of the cache on the CPU; for builds without the CUDA kernel it attends without a
+synchronisation to all of the cache.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from llmjp_ext.ops.attention import (
 )
 
 _OP = "attention_decode"
+_LARGEST_HEAD_DIM = 256  # of the CUDA kernel's tiles
 
 
 @overload
@@ -109,8 +111,9 @@ def attention_decode(
 
     Raises:
         TypeError: for a dtype that is not supported.
-        ValueError: for shapes, devices or numbers that do not fit and, on the CPU, where a sequence
-            would not fit its cache.
+        ValueError: for shapes, devices, strides or numbers that do not fit and, on the CPU, where a
+            sequence would not fit its cache. On CUDA, where nothing waits for the lengths, such a
+            sequence gets NaN and is not appended to.
     """
     if autocast_dtype(q.device) is not None:
         q = q.to(k_cache.dtype)
@@ -176,6 +179,8 @@ def _check(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor | No
             f"{_OP}: q's heads must be a multiple of the caches', got {heads} and "
             f"{k_cache.shape[2]}."
         )
+    if q.is_cuda and _library.has_cuda_kernel(_OP):
+        _check_for_kernel(k_cache, v_cache)
     if block_table is None:
         return
     if block_table.dtype != torch.int32:
@@ -188,6 +193,23 @@ def _check(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor | No
         raise ValueError(
             f"{_OP}: block_table must be on q's device {q.device}, got {block_table.device}."
         )
+
+
+def _check_for_kernel(k_cache: Tensor, v_cache: Tensor) -> None:
+    """Caches are read and written where they lie, in pieces of 16 bytes."""
+    width = k_cache.shape[3]
+    if width % 8 != 0 or not 8 <= width <= _LARGEST_HEAD_DIM:
+        raise ValueError(
+            f"{_OP}: head_dim must be a multiple of 8 up to {_LARGEST_HEAD_DIM} on CUDA, got "
+            f"{width}."
+        )
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        strides = cache.stride()
+        if strides[3] != 1 or any(stride % 8 != 0 for stride in strides[:3]):
+            raise ValueError(
+                f"{_OP}: {name}'s strides must be multiples of 8 and the last 1 on CUDA, got "
+                f"{list(strides)}."
+            )
 
 
 def _check_new(q: Tensor, k_cache: Tensor, k_new: Tensor | None, v_new: Tensor | None) -> None:
