@@ -239,7 +239,6 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(Tile::kThreads, Tile::kBlocks)
     const int lane = device::lane_index();
     device::ldmatrix(q[step], q_tile.at(warp_row + lane % 16, step, lane / 16));
   }
-  const DecodeRows row_facts(p, range, place.batch_index, place.kv_head, first_row + warp_row);
   const int first_whole = range.low(last_token);  // keys that all rows see
   const int end_whole = range.high(first_token);
 
@@ -263,9 +262,13 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(Tile::kThreads, Tile::kBlocks)
     const WarpTile v_tile{k_tile.base + Tile::kStageElements / 2};
     float scores[1][Tile::kKeysPerWarp / 8][4];
     multiply_held<T>(scores, q, k_tile, lane);
-    if (p.has_formulas) row_facts.apply_formulas(scores, p, first_key);
-    if (first_key < first_whole || first_key + Tile::kKeysPerWarp > end_whole) {
-      row_facts.mask(scores, first_key);
+    const bool masked = first_key < first_whole || first_key + Tile::kKeysPerWarp > end_whole;
+    if (masked || p.has_formulas) {
+      // Worked out again for each tile: the loop needs the registers.
+      const DecodeRows row_facts(p, range, place.batch_index, place.kv_head,
+                                 device::not_before(first_row + warp_row));
+      if (p.has_formulas) row_facts.apply_formulas(scores, p, first_key);
+      if (masked) row_facts.mask(scores, first_key);
     }
     softmax.step(scores, out, p.exponent_scale);
     multiply_accumulators<T>(out, scores, v_tile, lane);
