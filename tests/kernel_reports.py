@@ -157,6 +157,37 @@ class BackwardTile:
         return min(32, 2 * self.head_dim // self.warps)
 
 
+@dataclass(frozen=True)
+class DecodeTile:
+    """The tile of the decode kernel, by the names of csrc/attention/decode_tiles.h."""
+
+    head_dim: int
+    row_warps: int
+    key_warps: int
+    keys: int
+    stages: int
+    blocks: int
+
+    @classmethod
+    def of(cls, kernel: Kernel) -> "DecodeTile":
+        """By the template argument DecodeTile<...>."""
+        match = re.fullmatch(r"DecodeTile<([\d, ]+)>", kernel.arguments[1])
+        assert match is not None, f"{kernel}: the second template argument is not a tile"
+        return cls(*(int(number) for number in match[1].split(",")))
+
+    def products(self) -> int:
+        """m16n8k16 products of a warp's sixteen rows and its keys of a tile: q by k, p by v."""
+        return 2 * (self.keys // self.key_warps) * self.head_dim // (8 * 16)
+
+    def matrix_loads(self) -> int:
+        """16 x 16 pieces that a warp reads from shared memory: q once, its keys and values."""
+        return (16 + 2 * self.keys // self.key_warps) * self.head_dim // (16 * 16)
+
+    def pieces(self, rows: int) -> int:
+        """16-byte pieces that a thread copies of so many rows."""
+        return rows * self.head_dim // 8 // (32 * self.row_warps * self.key_warps)
+
+
 def row_passes(kernel: Kernel) -> int:
     """Passes of 256 threads, eight elements each, over 64 rows of a head."""
     return 64 * int(kernel.arguments[1]) // (8 * 256)
@@ -253,6 +284,21 @@ EXPECTATIONS: dict[str, Expectation] = {
             "LDSM": BackwardTile.of(kernel).matrix_loads(),
         },
     ),
+    # q once; keys and values before the loop and in it. The new key and value are stored, and either
+    # out or, in two pieces, sums for the combining kernel.
+    "attention_decode_kernel": Expectation(
+        wide=lambda kernel: {
+            "LDGSTS": (tile := DecodeTile.of(kernel)).pieces(16 * tile.row_warps + 4 * tile.keys),
+            "LDG": 2,
+            "STG": 5,
+        },
+        exact=lambda kernel: {
+            "HMMA": DecodeTile.of(kernel).products(),
+            "LDSM": DecodeTile.of(kernel).matrix_loads(),
+        },
+    ),
+    # Four sums of each of eight parts on their way together.
+    "attention_decode_combine_kernel": Expectation(wide=lambda kernel: {"LDG": 8}),
     # out and dout once; 16 bytes of zeros for four sums.
     "attention_backward_prepare_kernel": Expectation(
         wide=lambda kernel: {"LDG": 2 * row_passes(kernel), "STG": 2 * row_passes(kernel)},

@@ -187,13 +187,9 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(Tile::kThreads, Tile::kBlocks)
   T* shared = device::dynamic_shared<T>();
 
   const DecodePlace place(p, device::block_index_x());
-  const int64_t filled = p.cache_seqlens[place.batch_index];
-  const bool fits = filled >= 0 && filled + p.fresh <= p.capacity();
-  KeyRange range{0, fits ? static_cast<int>(filled) + p.fresh : 0, 0, p.window_left, 0};
-  range.shift = range.last - p.tokens;
-  if (p.starts_k != nullptr && p.starts_k[place.batch_index] > 0) {
-    range.first = p.starts_k[place.batch_index];
-  }
+  const int filled = p.cache_seqlens[place.batch_index];
+  const bool fits = fits_cache(p, filled);
+  const KeyRange range = decode_range(p, place.batch_index);
 
   // The tiles of keys that some row sees, and of these the block's part.
   const int group = p.heads / p.kv_heads;
@@ -207,7 +203,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(Tile::kThreads, Tile::kBlocks)
   const int tiles = high <= low ? 0 : (high - low + Tile::kKeys - 1) / Tile::kKeys;
   const TileRange part = tiles_of_split(tiles, p.splits, place.split);
 
-  const SequenceKeys<T> keys{p, place.batch_index, place.kv_head, static_cast<int>(filled), high};
+  const SequenceKeys<T> keys{p, place.batch_index, place.kv_head, filled, high};
   // Parts beyond the keys append their share and end; the first part always writes its rows.
   const bool has_work = part.first < part.end || place.split == 0;
   const QTile q_tile{shared + (Tile::kStages - 1) * Tile::kStageElements};
@@ -265,7 +261,8 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(Tile::kThreads, Tile::kBlocks)
     const bool masked = first_key < first_whole || first_key + Tile::kKeysPerWarp > end_whole;
     if (masked || p.has_formulas) {
       // Worked out again for each tile: the loop needs the registers.
-      const DecodeRows row_facts(p, range, place.batch_index, place.kv_head,
+      const int batch_index = device::not_before(place.batch_index);
+      const DecodeRows row_facts(p, decode_range(p, batch_index), batch_index, place.kv_head,
                                  device::not_before(first_row + warp_row));
       if (p.has_formulas) row_facts.apply_formulas(scores, p, first_key);
       if (masked) row_facts.mask(scores, first_key);

@@ -63,8 +63,9 @@ struct SequenceKeys {
     const bool is_fresh = place.block == KeyPlace::kFresh;
     const Strides& s = is_fresh ? fresh_strides : strides;
     const int64_t block = is_fresh ? batch_index : place.block;
+    const int head = device::not_before(kv_head);  // else its offsets are kept in registers
     return reinterpret_cast<uint64_t>(static_cast<const T*>(is_fresh ? fresh : cache) +
-                                      block * s.batch + place.slot * s.token + kv_head * s.head);
+                                      block * s.batch + place.slot * s.token + head * s.head);
   }
 };
 
@@ -145,8 +146,10 @@ LLMJP_DEVICE void append_keys(const SequenceKeys<T>& keys, int share, int shares
     const KeyPlace source{KeyPlace::kFresh, row};
     const KeyPlace target = keys.find_in_cache(keys.filled + row, faulty);
     if (faulty) continue;
-    const auto k = device::load<Piece>(reinterpret_cast<const T*>(keys.k_row(source)) + offset);
-    const auto v = device::load<Piece>(reinterpret_cast<const T*>(keys.v_row(source)) + offset);
+    const auto k =
+        device::load_once<Piece>(reinterpret_cast<const T*>(keys.k_row(source)) + offset);
+    const auto v =
+        device::load_once<Piece>(reinterpret_cast<const T*>(keys.v_row(source)) + offset);
     device::store(reinterpret_cast<T*>(keys.k_row(target)) + offset, k);
     device::store(reinterpret_cast<T*>(keys.v_row(target)) + offset, v);
   }

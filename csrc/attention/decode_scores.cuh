@@ -12,6 +12,19 @@
 
 namespace llmjp::attention {
 
+LLMJP_DEVICE bool fits_cache(const AttentionDecode& p, int filled) {
+  return filled >= 0 && int64_t{filled} + p.fresh <= p.capacity();
+}
+
+// The keys that a sequence's tokens see; none where it does not fit its cache.
+LLMJP_DEVICE KeyRange decode_range(const AttentionDecode& p, int batch_index) {
+  const int filled = p.cache_seqlens[batch_index];
+  const int total = fits_cache(p, filled) ? filled + p.fresh : 0;
+  KeyRange range{0, total, total - p.tokens, p.window_left, 0};
+  if (p.starts_k != nullptr && p.starts_k[batch_index] > 0) range.first = p.starts_k[batch_index];
+  return range;
+}
+
 // What the scores of a lane's two rows need to know.
 struct DecodeRows {
   int low[2];  // the keys that a row sees, [low, high)

@@ -55,7 +55,10 @@ struct DecodeTile {
 //        128    16  2 of keys       32 × 4      64 KB     48 KB   2
 //        128    64  4 of rows       32 × 4      64 KB     48 KB   2
 //        256    16  2 of keys       32 × 3      96 KB     64 KB   1
-//        256    64  4 of rows       32 × 3      96 KB     64 KB   1
+//        256    32  2 of each       32 × 3      96 KB     64 KB   1
+//
+// A row takes as many registers of its warp at head_dim 256 as two at 128: with 32 keys a warp too,
+// which 64 rows would ask for, nvcc spills.
 //
 // With few rows the warps share out the keys: each then reads what it needs of a tile once from
 // shared memory, and two or four chains of product, softmax and product run beside each other.
@@ -84,7 +87,7 @@ struct DecodeTileOf<256, false> {
 };
 template <>
 struct DecodeTileOf<256, true> {
-  using type = DecodeTile<256, 4, 1, 32, 3, 1>;
+  using type = DecodeTile<256, 2, 2, 32, 3, 1>;
 };
 
 constexpr int kNarrowRows = 16;
