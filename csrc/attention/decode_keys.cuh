@@ -14,10 +14,14 @@ namespace llmjp::attention {
 
 // The row of a key: in a block of the cache, or among the new keys.
 struct KeyPlace {
-  int block;
-  int slot;  // −1: no such key, or it is not needed
+  int block;  // as the block table has it
+  int slot;   // in the block; kNowhere for a key that is not needed, below it for a new one
 
-  static constexpr int kFresh = -1;  // in place of a block
+  static constexpr int kNowhere = -1;
+
+  LLMJP_DEVICE static KeyPlace fresh(int index) { return {0, kNowhere - 1 - index}; }
+  LLMJP_DEVICE bool is_fresh() const { return slot < kNowhere; }
+  LLMJP_DEVICE int fresh_index() const { return kNowhere - 1 - slot; }
 };
 
 // The keys of one sequence and key head. New keys are read where the caller put them, and the cache
@@ -30,25 +34,24 @@ struct SequenceKeys {
   int filled;  // keys in the cache before the append
   int end;     // behind the last key that some row of the block sees
 
-  // Sets `faulty` where the block table names a block that is not there.
-  LLMJP_DEVICE KeyPlace find(int key, bool& faulty) const {
-    if (key >= end) return {0, -1};
-    if (key >= filled) return {KeyPlace::kFresh, key - filled};
-    return find_in_cache(key, faulty);
+  LLMJP_DEVICE KeyPlace find(int key) const {
+    if (key >= end) return {0, KeyPlace::kNowhere};
+    return key < filled ? find_in_cache(key) : KeyPlace::fresh(key - filled);
   }
 
-  LLMJP_DEVICE KeyPlace find_in_cache(int key, bool& faulty) const {
+  LLMJP_DEVICE KeyPlace find_in_cache(int key) const {
     if (p.block_table == nullptr) return {batch_index, key};
     const int page = static_cast<int>(static_cast<unsigned>(key) / static_cast<unsigned>(p.page));
-    const int block = p.block_table[int64_t{batch_index} * p.pages + page];
-    if (static_cast<unsigned>(block) >= static_cast<unsigned>(p.blocks)) {
-      faulty = true;
-      return {0, -1};
-    }
-    return {block, key - page * p.page};
+    return {p.block_table[int64_t{batch_index} * p.pages + page], key - page * p.page};
   }
 
-  // Addresses rather than pointers: shuffles pass them on. 0 for a key that is not there.
+  // Whether there is such a row; the block table may name blocks that are not there.
+  LLMJP_DEVICE bool exists(KeyPlace place) const {
+    return place.is_fresh() || (place.slot >= 0 && static_cast<unsigned>(place.block) <
+                                                       static_cast<unsigned>(p.blocks));
+  }
+
+  // Addresses rather than pointers: shuffles pass them on. Only of rows that exist.
   LLMJP_DEVICE uint64_t k_row(KeyPlace place) const {
     return row(place, p.k_cache, p.k_strides, p.k_new, p.k_new_strides);
   }
@@ -59,13 +62,13 @@ struct SequenceKeys {
  private:
   LLMJP_DEVICE uint64_t row(KeyPlace place, const void* cache, const Strides& strides,
                             const void* fresh, const Strides& fresh_strides) const {
-    if (place.slot < 0) return 0;
-    const bool is_fresh = place.block == KeyPlace::kFresh;
+    const bool is_fresh = place.is_fresh();
     const Strides& s = is_fresh ? fresh_strides : strides;
     const int64_t block = is_fresh ? batch_index : place.block;
+    const int64_t slot = is_fresh ? place.fresh_index() : place.slot;
     const int head = device::not_before(kv_head);  // else its offsets are kept in registers
-    return reinterpret_cast<uint64_t>(static_cast<const T*>(is_fresh ? fresh : cache) +
-                                      block * s.batch + place.slot * s.token + head * s.head);
+    return reinterpret_cast<uint64_t>(is_fresh ? fresh : cache) +
+           static_cast<uint64_t>(block * s.batch + slot * s.token + head * s.head) * sizeof(T);
   }
 };
 
@@ -83,24 +86,34 @@ class KeyCopy {
   LLMJP_DEVICE void copy(T* stage) {
     using KeyTile = device::SwizzledTile<T, Tile::kKeys, Tile::kHeadDim>;
     constexpr int kRowsPerPass = Tile::kThreads / KeyTile::kChunksPerRow;
-    static_assert(device::kWarpSize % kRowsPerPass == 0 || kRowsPerPass == device::kWarpSize,
-                  "the keys of a pass are known to one place of each lane");
+    static_assert(device::kWarpSize % kRowsPerPass == 0, "a power of two up to a warp's lanes");
     const KeyTile k_tile{stage};
     const KeyTile v_tile{stage + Tile::kStageElements / 2};
     const auto thread = static_cast<unsigned>(device::not_before(device::thread_index()));
     const int chunk = static_cast<int>(thread % KeyTile::kChunksPerRow);
     const int first_row = static_cast<int>(thread / KeyTile::kChunksPerRow);
+    const uint64_t offset = static_cast<unsigned>(chunk) * 16;
     const bool in_head = chunk * KeyTile::kChunkElements < keys_.p.head_dim;
     LLMJP_UNROLL
     for (int part = 0; part < kParts; ++part) {
+      const bool exists = keys_.exists(places_[part]);
+      faulty_ = faulty_ || (!exists && places_[part].slot >= 0);
       const uint64_t own_k = keys_.k_row(places_[part]);
       const uint64_t own_v = keys_.v_row(places_[part]);
+      const uint32_t existing = device::ballot(exists) >> first_row;
       LLMJP_UNROLL
       for (int pass = 0; pass < device::kWarpSize / kRowsPerPass; ++pass) {
-        const int lane = first_row + pass * kRowsPerPass;
-        const int row = part * device::kWarpSize + lane;
-        copy_piece(k_tile.at(row, chunk), device::shuffle(own_k, lane), chunk, in_head);
-        copy_piece(v_tile.at(row, chunk), device::shuffle(own_v, lane), chunk, in_head);
+        const int skipped = pass * kRowsPerPass;
+        // The swizzle of row first_row + skipped, as first_row has no bits in common with it.
+        const int place = (part * device::kWarpSize + skipped) * Tile::kHeadDim;
+        T* const k = k_tile.at(first_row, chunk ^ skipped % 8) + place;
+        T* const v = v_tile.at(first_row, chunk ^ skipped % 8) + place;
+        const uint64_t k_row = device::shuffle(own_k, first_row + skipped);
+        const uint64_t v_row = device::shuffle(own_v, first_row + skipped);
+        // What does not exist becomes zero.
+        const int bytes = (existing >> skipped & 1) != 0 && in_head ? 16 : 0;
+        device::cp_async(k, reinterpret_cast<const void*>(k_row + offset), bytes);
+        device::cp_async(v, reinterpret_cast<const void*>(v_row + offset), bytes);
       }
     }
     find_next();
@@ -115,16 +128,9 @@ class KeyCopy {
   LLMJP_DEVICE void find_next() {
     LLMJP_UNROLL
     for (int part = 0; part < kParts; ++part) {
-      places_[part] =
-          keys_.find(next_key_ + part * device::kWarpSize + device::lane_index_here(), faulty_);
+      places_[part] = keys_.find(next_key_ + part * device::kWarpSize + device::lane_index_here());
     }
     next_key_ += Tile::kKeys;
-  }
-
-  LLMJP_DEVICE static void copy_piece(T* target, uint64_t row, int chunk, bool in_head) {
-    // What does not exist becomes zero.
-    device::cp_async(target, reinterpret_cast<const void*>(row + static_cast<unsigned>(chunk) * 16),
-                     row != 0 && in_head ? 16 : 0);
   }
 
   const SequenceKeys<T>& keys_;
@@ -142,10 +148,9 @@ LLMJP_DEVICE void append_keys(const SequenceKeys<T>& keys, int share, int shares
   for (int64_t i = device::thread_index(); i < int64_t{rows} * chunks; i += kThreads) {
     const int row = static_cast<int>(i / chunks) * shares + share;
     const int offset = static_cast<int>(i % chunks) * device::kVectorElements<T>;
-    bool faulty = false;
-    const KeyPlace source{KeyPlace::kFresh, row};
-    const KeyPlace target = keys.find_in_cache(keys.filled + row, faulty);
-    if (faulty) continue;
+    const KeyPlace source = KeyPlace::fresh(row);
+    const KeyPlace target = keys.find_in_cache(keys.filled + row);
+    if (!keys.exists(target)) continue;
     const auto k =
         device::load_once<Piece>(reinterpret_cast<const T*>(keys.k_row(source)) + offset);
     const auto v =
