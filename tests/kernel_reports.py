@@ -284,7 +284,7 @@ EXPECTATIONS: dict[str, Expectation] = {
             "LDSM": BackwardTile.of(kernel).matrix_loads(),
         },
     ),
-    # q once; keys and values before the loop and in it. The new key and value are stored, and either
+    # q once; keys and values before the loop and in it. A new key and value are stored, and either
     # out or, in two pieces, sums for the combining kernel.
     "attention_decode_kernel": Expectation(
         wide=lambda kernel: {

@@ -14,7 +14,7 @@ import llmjp_ext
 from llmjp_ext import _library
 from llmjp_ext.reference import attention as reference_attention
 from llmjp_ext.reference import attention_decode as reference
-from llmjp_ext.testing import assert_accurate, simulated_kernels
+from llmjp_ext.testing import assert_accurate
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 LENGTHS = (11, 0, 29)

@@ -300,6 +300,34 @@ def sanitize_attention(device: torch.device) -> int:
     return calls
 
 
+def sanitize_attention_decode(device: torch.device) -> int:
+    """Every tile of the decode kernels, one part and several, caches whole and in pages."""
+    calls = 0
+    for dtype, width, tokens, (heads, kv_heads), page in itertools.product(
+        (FLOAT16, BFLOAT16), (40, 64, 128, 136, 256), (1, 3, 9), ((4, 4), (8, 1)), (None, 7)
+    ):
+        shape = (2, 700, kv_heads, width) if page is None else (210, page, kv_heads, width)
+        k_cache, v_cache = torch.randn(2, *shape, device=device, dtype=dtype)
+        table = None
+        if page is not None:
+            table = torch.randperm(210, device=device)[:200].view(2, 100).int()
+        q = torch.randn(2, tokens, heads, width, device=device, dtype=dtype)
+        k_new, v_new = torch.randn(2, 2, tokens, kv_heads, width, device=device, dtype=dtype)
+        lengths = torch.tensor([690, 5], device=device, dtype=torch.int32)
+        for options in (
+            {"k_new": k_new, "v_new": v_new},
+            {"window": (100, 0), "starts_k": lengths // 2},
+            {"softcap": 5.0, "alibi_slopes": torch.rand(heads, device=device)},
+        ):
+            out, lse = llmjp_ext.attention_decode(
+                q, k_cache, v_cache, lengths, block_table=table, return_lse=True, **options
+            )
+            assert bool(out.isfinite().all())
+            assert not bool(lse.isnan().any())
+            calls += 1
+    return calls
+
+
 def main() -> int:
     """Runs all kernels; exits with 1 where there is no GPU."""
     if not torch.cuda.is_available():
@@ -317,6 +345,7 @@ def main() -> int:
         ("linear_cross_entropy", sanitize_linear_cross_entropy),
         ("sample", sanitize_sample),
         ("attention", sanitize_attention),
+        ("attention_decode", sanitize_attention_decode),
     ):
         calls = sanitize(torch.device("cuda"))
         torch.cuda.synchronize()
