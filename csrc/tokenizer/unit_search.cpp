@@ -31,7 +31,8 @@ PathSum UnitSearch::run(const Char* text, size_t size, bool prefix, IdBuffer<Id>
                         OpenStretches* open) {
   Segment<Id> segment{out, 0.0, out.size(), open};
   if (size == 0 && !prefix) return {segment.sum, segment.summed};
-  memo_.allocate();
+  short_memo_.allocate<Id>();
+  medium_memo_.allocate<Id>();
   long_memo_.allocate();
   if constexpr (sizeof(Char) == 4) {
     run_wide(text, size, prefix, segment);
@@ -103,16 +104,28 @@ void UnitSearch::run_units(const Char* text, size_t size, bool prefix, Segment<I
 template <class Char, class Id>
 void UnitSearch::run_readable(const Char* text, size_t size, size_t begin, size_t last_readable,
                               Segment<Id>& segment) {
-  constexpr size_t kKeyLength = UnitMemo::kKeyBytes / sizeof(Char);
-  constexpr size_t kMostIds = UnitMemo::kIdBytes / sizeof(Id);
+  constexpr size_t kShortKey = ShortUnitMemo::kKeyBytes / sizeof(Char);
+  constexpr size_t kMediumKey = MediumUnitMemo::kKeyBytes / sizeof(Char);
   constexpr size_t kReadable = 16 / sizeof(Char);
   if (begin == size) return;
   IdBuffer<Id>& out = segment.out;
   std::array<Char, 2 * kReadable> tail{};  // a copy of what is not readable in its place
   std::copy_n(text + last_readable, size - last_readable, tail.data());
-  const auto key_at = [&](size_t from, size_t length) {
-    return UnitMemo::key(from <= last_readable ? text + from : tail.data() + (from - last_readable),
-                         length);
+  const auto readable = [&](size_t from) {
+    return from <= last_readable ? text + from : tail.data() + (from - last_readable);
+  };
+  // The number of ids that a memo has for a unit, written to `ids`; kTied or kTooMany if none.
+  const auto remembered = [](const auto* entry, Id* ids) -> uint16_t {
+    if (entry == nullptr) return kTooMany;
+    entry->copy_ids(ids);
+    return entry->count;
+  };
+  const auto look_up = [&](size_t from, size_t length, Id* ids) -> uint16_t {
+    const Char* const unit = readable(from);
+    if (length <= kShortKey) {
+      return remembered(short_memo_.find<Id>(ShortUnitMemo::Key::read(unit, length)), ids);
+    }
+    return remembered(medium_memo_.find<Id>(MediumUnitMemo::Key::read(unit, length)), ids);
   };
   for (size_t block = begin + 1;; block += kBlock) {
     const size_t count = std::min(kBlock, size - block);
@@ -131,26 +144,22 @@ void UnitSearch::run_readable(const Char* text, size_t size, size_t begin, size_
         size_t spaces = 2;
         while (spaces < length && unit[spaces] == Char{' '}) ++spaces;
         const size_t left_out = spaces - 2;
-        if (spaces < run_ids_.size() && length - left_out <= kKeyLength) {
+        if (spaces < run_ids_.size() && length - left_out <= kMediumKey) {
           if (spaces == length) {
             *ids++ = static_cast<Id>(run_ids_[spaces]);
             continue;
           }
-          const UnitMemo::Entry* const entry =
-              memo_.find(key_at(unit_begin + left_out, length - left_out));
-          if (entry != nullptr && entry->count <= kMostIds &&
-              static_cast<char32_t>(unit[spaces]) != kSpaceMark) {
-            entry->copy_ids(ids);
+          const uint16_t found = look_up(unit_begin + left_out, length - left_out, ids);
+          if (found < kTooMany && static_cast<char32_t>(unit[spaces]) != kSpaceMark) {
             ids[0] = with_spaces(ids[0], left_out);
-            ids += entry->count;
+            ids += found;
             continue;
           }
         }
-      } else if (length <= kKeyLength) {
-        const UnitMemo::Entry* const entry = memo_.find(key_at(unit_begin, length));
-        if (entry != nullptr && entry->count <= kMostIds) {
-          entry->copy_ids(ids);
-          ids += entry->count;
+      } else if (length <= kMediumKey) {
+        const uint16_t found = look_up(unit_begin, length, ids);
+        if (found < kTooMany) {
+          ids += found;
           continue;
         }
       }
@@ -242,34 +251,44 @@ void UnitSearch::append_unsettled(const Char* unit, size_t length, Segment<Id>& 
 template <class Char, class Id>
 bool UnitSearch::append_exact(const Char* unit, size_t length, IdBuffer<Id>& out) {
   if (length > kLongestUnit) return false;
-  if (length * sizeof(Char) <= UnitMemo::kKeyBytes) {
-    std::array<Char, 16 / sizeof(Char)> characters{};
-    std::copy_n(unit, length, characters.data());
-    return append_through(memo_, UnitMemo::key(characters.data(), length), unit, length, out);
+  const size_t bytes = length * sizeof(Char);
+  uint16_t found = kTooMany;
+  if (bytes <= MediumUnitMemo::kKeyBytes) {
+    std::array<Char, 16 / sizeof(Char)> text{};
+    std::copy_n(unit, length, text.data());
+    if (bytes <= ShortUnitMemo::kKeyBytes) {
+      const auto key = ShortUnitMemo::Key::read(text.data(), length);
+      found = append_through(short_memo_, key, unit, length, out);
+    } else {
+      const auto key = MediumUnitMemo::Key::read(text.data(), length);
+      found = append_through(medium_memo_, key, unit, length, out);
+    }
   }
-  if (length * sizeof(Char) <= LongUnitMemo::kKeyBytes)
-    return append_through(long_memo_, LongUnitMemo::key(unit, length), unit, length, out);
-  const uint8_t count = solve(unit, length, out.reserve(kBlockIds));
-  if (count == kTied) return false;
-  out.commit(count);
-  return true;
+  if (found == kTooMany && bytes <= LongUnitMemo::kKeyBytes)
+    found = append_through(long_memo_, LongUnitMemo::key(unit, length), unit, length, out);
+  if (found == kTooMany) {
+    found = solve(unit, length, out.reserve(kBlockIds));
+    if (found != kTied) out.commit(found);
+  }
+  return found != kTied;
 }
 
+// Appends the ids of a unit, from a memo or by a search; returns their number. kTied if neither can
+// tell them, kTooMany if the memo only knows that it cannot hold them.
 template <class Memo, class Char, class Id>
-bool UnitSearch::append_through(Memo& memo, const typename Memo::Key& key, const Char* unit,
-                                size_t length, IdBuffer<Id>& out) {
+uint16_t UnitSearch::append_through(Memo& memo, const typename Memo::Key& key, const Char* unit,
+                                    size_t length, IdBuffer<Id>& out) {
   Id* const ids = out.reserve(kBlockIds);
-  uint8_t count;
-  if (const typename Memo::Entry* const entry = memo.find(key); entry != nullptr) {
-    count = static_cast<uint8_t>(entry->count);
-    if (count != kTied) entry->copy_ids(ids);
+  uint16_t count;
+  if (const auto* const entry = memo.template find<Id>(key); entry != nullptr) {
+    count = entry->count;
+    entry->copy_ids(ids);
   } else {
     count = solve(unit, length, ids);
-    if (count == kTied || count <= Memo::kIdBytes / sizeof(Id)) memo.insert(key, ids, count);
+    memo.insert(key, ids, count);
   }
-  if (count == kTied) return false;
-  out.commit(count);
-  return true;
+  if (count < kTooMany) out.commit(count);
+  return count;
 }
 
 template <class Id>
@@ -290,7 +309,7 @@ void UnitSearch::append_unknown(char32_t c, Segment<Id>& segment) {
 // The ids of the best path through a unit, and their number; kTied if another path is as good and
 // rounding decides between them, or if the path may need unknown characters.
 template <class Char, class Id>
-uint8_t UnitSearch::solve(const Char* unit, size_t length, Id* ids) const {
+uint16_t UnitSearch::solve(const Char* unit, size_t length, Id* ids) const {
   struct Best {
     int64_t cost;
     int32_t id;
@@ -303,7 +322,7 @@ uint8_t UnitSearch::solve(const Char* unit, size_t length, Id* ids) const {
   std::array<uint32_t, kLongestUnit> codes;
   for (size_t i = 0; i < length; ++i) {
     codes[i] = model_.codes[static_cast<char32_t>(unit[i])];
-    if (!rules_.all_alone() && !is_known(static_cast<char32_t>(unit[i]))) return UnitMemo::kTied;
+    if (!rules_.all_alone() && !is_known(static_cast<char32_t>(unit[i]))) return kTied;
     best[i + 1] = {kUnreached, 0, 1, true};
   }
   best[0] = {0, 0, 0, false};
@@ -334,7 +353,7 @@ uint8_t UnitSearch::solve(const Char* unit, size_t length, Id* ids) const {
     ids[count] = static_cast<Id>(best[i].id);
   }
   std::reverse(ids, ids + count);
-  return static_cast<uint8_t>(count);
+  return static_cast<uint16_t>(count);
 }
 
 template PathSum UnitSearch::run(const uint8_t*, size_t, bool, IdBuffer<uint16_t>&, OpenStretches*);

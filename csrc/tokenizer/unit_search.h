@@ -64,7 +64,8 @@ class UnitSearch {
         sequential_(sequential),
         run_ids_(rules.run_ids()),
         cuts_(rules, instructions),
-        memo_(memo_bits),
+        short_memo_(memo_bits),
+        medium_memo_(std::min(memo_bits, kMediumMemoBits)),
         long_memo_(std::min(memo_bits, kLongMemoBits)),
         tied_(model, rules) {}
 
@@ -83,8 +84,8 @@ class UnitSearch {
   static constexpr size_t kLongestUnit = UnitRules::kLongestUnit;
   static constexpr size_t kBlock = 64;  // characters
   static constexpr size_t kShortText = 255;
-  static constexpr int kLongMemoBits = 12;  // 256 KB
-  static constexpr uint8_t kTied = UnitMemo::kTied;
+  static constexpr int kMediumMemoBits = 14;  // 1 MB
+  static constexpr int kLongMemoBits = 12;    // 256 KB
   // Ids of a block, of the unit that reaches into it, and what a memo entry writes beyond its own.
   static constexpr size_t kBlockIds = kBlock + kLongestUnit + 16;
 
@@ -148,8 +149,8 @@ class UnitSearch {
   template <class Char, class Id>
   void append_unsettled(const Char* unit, size_t length, Segment<Id>& segment);
   template <class Memo, class Char, class Id>
-  bool append_through(Memo& memo, const typename Memo::Key& key, const Char* unit, size_t length,
-                      IdBuffer<Id>& out);
+  uint16_t append_through(Memo& memo, const typename Memo::Key& key, const Char* unit,
+                          size_t length, IdBuffer<Id>& out);
   // The first id of a unit that begins with two spaces, if there are `more` of them.
   template <class Id>
   Id with_spaces(Id first, size_t more) const {
@@ -163,14 +164,15 @@ class UnitSearch {
   template <class Id>
   void append_unknown(char32_t c, Segment<Id>& segment);
   template <class Char, class Id>
-  uint8_t solve(const Char* unit, size_t length, Id* ids) const;
+  uint16_t solve(const Char* unit, size_t length, Id* ids) const;
 
   const Model& model_;
   const UnitRules& rules_;
   SequentialSearch& sequential_;
   const std::vector<uint32_t>& run_ids_;
   UnitCuts cuts_;
-  UnitMemo memo_;
+  ShortUnitMemo short_memo_;
+  MediumUnitMemo medium_memo_;
   LongUnitMemo long_memo_;
   TiedUnits tied_;
   Copies copies_;
