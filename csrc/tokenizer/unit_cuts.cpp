@@ -41,13 +41,13 @@ uint64_t narrow_generic(const Tables& tables, const uint8_t* text, size_t count)
 }
 
 uint64_t wide_generic(const Tables& tables, const char16_t* text, size_t count) {
-  const uint64_t* row = tables.joins + tables.rows[text[0]] * tables.row_words;
+  const uint32_t* const pairs = tables.pairs;
+  const uint32_t shift = tables.pair_shift;
   // Bits come in from above, so that no step needs to know its number.
   uint64_t joined = 0;
   const auto step = [&](size_t i) {
-    const size_t next = tables.rows[text[i + 1]];
-    joined = joined >> 1 | row[next >> 6] >> (next & 63) << 63;
-    row = tables.joins + next * tables.row_words;
+    const uint32_t bit = UnitRules::hash_of_pair(text[i], text[i + 1]) >> shift;
+    joined = joined >> 1 | uint64_t{pairs[bit >> 5] >> (bit & 31)} << 63;
   };
   size_t i = 0;
   for (; i + 4 <= count; i += 4) {
@@ -62,8 +62,8 @@ uint64_t wide_generic(const Tables& tables, const char16_t* text, size_t count) 
 
 #ifdef __x86_64__
 // Vector registers gather the tables' entries of 8 or 16 positions at once. Gathered words are 32
-// bits wide and aligned, so that none reaches beyond a table's end: entries of 1 or 2 bytes are
-// shifted out of theirs.
+// bits wide and aligned, so that none reaches beyond a table's end: entries of one byte are shifted
+// out of theirs.
 
 #define LLMJP_AVX2 __attribute__((target("avx2")))
 #define LLMJP_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
@@ -97,27 +97,20 @@ LLMJP_AVX2 uint64_t narrow_avx2(const Tables& tables, const uint8_t* text, size_
 }
 
 LLMJP_AVX2 uint64_t wide_avx2(const Tables& tables, const char16_t* text, size_t count) {
-  const __m256i one = _mm256_set1_epi32(1);
-  const __m256i row_bits = _mm256_set1_epi32(static_cast<int>(tables.row_words * 64));
-  const auto* const rows = reinterpret_cast<const int*>(tables.rows);
+  const __m128i shift = _mm_cvtsi32_si128(static_cast<int>(tables.pair_shift));
+  const __m256i mixer = _mm256_set1_epi32(static_cast<int>(UnitRules::kPairMixer));
+  const auto* const table = reinterpret_cast<const int*>(tables.pairs);
   uint64_t joined = 0;
   size_t i = 0;
-  __m256i before = _mm256_set1_epi32(tables.rows[text[0]]);
   for (; i + 8 <= count; i += 8) {
-    const __m256i characters =
-        _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(text + i + 1)));
-    const __m256i words = _mm256_i32gather_epi32(rows, _mm256_srli_epi32(characters, 1), 4);
-    const __m256i shift = _mm256_slli_epi32(_mm256_and_si256(characters, one), 4);
+    const __m256i first =
+        _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(text + i)));
     const __m256i second =
-        _mm256_and_si256(_mm256_srlv_epi32(words, shift), _mm256_set1_epi32(0xFFFF));
-    // The rows of the characters before: one lane up, the last one of `before` in front.
-    const __m256i middle = _mm256_permute2x128_si256(before, second, 0x21);
-    const __m256i first = _mm256_alignr_epi8(second, middle, 12);
-    before = second;
-    const __m256i bit = _mm256_add_epi32(_mm256_mullo_epi32(first, row_bits), second);
-    const __m256i joins = _mm256_i32gather_epi32(reinterpret_cast<const int*>(tables.joins),
-                                                 _mm256_srli_epi32(bit, 5), 4);
-    joined |= lowest_bits(_mm256_srlv_epi32(joins, _mm256_and_si256(bit, _mm256_set1_epi32(31))))
+        _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(text + i + 1)));
+    const __m256i pairs = _mm256_or_si256(first, _mm256_slli_epi32(second, 16));
+    const __m256i bit = _mm256_srl_epi32(_mm256_mullo_epi32(pairs, mixer), shift);
+    const __m256i words = _mm256_i32gather_epi32(table, _mm256_srli_epi32(bit, 5), 4);
+    joined |= lowest_bits(_mm256_srlv_epi32(words, _mm256_and_si256(bit, _mm256_set1_epi32(31))))
               << i;
   }
   const uint64_t rest = i < count ? wide_generic(tables, text + i, count - i) << i : 0;
@@ -142,25 +135,19 @@ LLMJP_AVX512 uint64_t narrow_avx512(const Tables& tables, const uint8_t* text, s
 
 LLMJP_AVX512 uint64_t wide_avx512(const Tables& tables, const char16_t* text, size_t count) {
   const __m512i one = _mm512_set1_epi32(1);
-  const __m512i row_bits = _mm512_set1_epi32(static_cast<int>(tables.row_words * 64));
+  const __m128i shift = _mm_cvtsi32_si128(static_cast<int>(tables.pair_shift));
+  const __m512i mixer = _mm512_set1_epi32(static_cast<int>(UnitRules::kPairMixer));
   uint64_t joined = 0;
-  __m512i before = _mm512_set1_epi32(tables.rows[text[0]]);
   for (size_t i = 0; i < count; i += 16) {
     const auto wanted = static_cast<__mmask16>(lowest(count - i));
-    const __m512i characters =
-        _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(wanted, text + i + 1));
-    const __m512i words = _mm512_mask_i32gather_epi32(
-        _mm512_setzero_si512(), wanted, _mm512_srli_epi32(characters, 1), tables.rows, 4);
-    const __m512i shift = _mm512_slli_epi32(_mm512_and_si512(characters, one), 4);
-    const __m512i second =
-        _mm512_and_si512(_mm512_srlv_epi32(words, shift), _mm512_set1_epi32(0xFFFF));
-    const __m512i first = _mm512_alignr_epi32(second, before, 15);  // of the characters before
-    before = second;
-    const __m512i bit = _mm512_add_epi32(_mm512_mullo_epi32(first, row_bits), second);
-    const __m512i joins = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), wanted,
-                                                      _mm512_srli_epi32(bit, 5), tables.joins, 4);
+    const __m512i first = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(wanted, text + i));
+    const __m512i second = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(wanted, text + i + 1));
+    const __m512i pairs = _mm512_or_si512(first, _mm512_slli_epi32(second, 16));
+    const __m512i bit = _mm512_srl_epi32(_mm512_mullo_epi32(pairs, mixer), shift);
+    const __m512i words = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), wanted,
+                                                      _mm512_srli_epi32(bit, 5), tables.pairs, 4);
     const __m512i mask = _mm512_sllv_epi32(one, _mm512_and_si512(bit, _mm512_set1_epi32(31)));
-    joined |= uint64_t{_mm512_test_epi32_mask(joins, mask)} << i;
+    joined |= uint64_t{_mm512_test_epi32_mask(words, mask)} << i;
   }
   return ~joined & lowest(count);
 }

@@ -2,7 +2,8 @@
 // whatever is in here, results are the same: it only saves the search.
 //
 // What a look-up costs is the cache line that it has to wait for, so entries are as small as their
-// units allow: one table for units of up to 7 bytes, most by far, one for up to 15, one for up to 32.
+// units allow: one table for units of up to 7 bytes, most by far, one for up to 15, one for up
+// to 32.
 //
 // Two entries a set, a set within a cache line. A table grows with what it holds up to a fixed
 // size: pages of memory that are touched for the first time cost as much as the searches that they

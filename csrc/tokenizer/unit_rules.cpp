@@ -1,6 +1,7 @@
 #include "tokenizer/unit_rules.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -32,7 +33,7 @@ uint16_t load_pair(const uint8_t* characters) {
 
 }  // namespace
 
-UnitRules::UnitRules(const Model& model) : codes_(model.codes) {
+UnitRules::UnitRules(const Model& model) {
   const Specification& spec = model.spec;
   if (spec.single_precision_sums || (spec.prefix_mark && !spec.spaces_to_marks)) return;
   // Else a row of unknown characters might be better than the piece that they spell, and how far
@@ -72,32 +73,42 @@ UnitRules::UnitRules(const Model& model) : codes_(model.codes) {
   });
   if (!literals_apart_) pieces.insert(pieces.end(), literals.begin(), literals.end());
 
-  std::vector<uint16_t> rows(0x10000, 0);
-  for (uint32_t c = 0; c < 0x10000; ++c)
-    rows[c] = static_cast<uint16_t>(std::min(codes_[c], kMostRows - 1));
-  rows_ = std::move(rows);
-  const uint32_t most = std::min(codes_.highest(), kMostRows - 1);
-  // Rows are an odd number of words apart: their first words, which are used most, would share a
-  // few cache sets otherwise.
-  row_words_ = ((most >> 6) + 1) | 1;
-  std::vector<uint64_t> joins((most + 1) * row_words_, 0);
+  find_pairs(pieces, spec.spaces_to_marks);
+  find_runs(model);
+  usable_ = true;
+}
+
+// The tables of neighbours. A mark in a piece may be a space in the text.
+void UnitRules::find_pairs(const std::vector<std::u32string>& pieces, bool spaces_to_marks) {
+  std::vector<std::pair<char32_t, char32_t>> pairs;
+  const auto spelled = [&](char32_t c) {
+    return c == kSpaceMark && spaces_to_marks ? std::u32string{kSpaceMark, U' '}
+                                              : std::u32string{c};
+  };
   for (const std::u32string& piece : pieces) {
     for (size_t i = 1; i < piece.size(); ++i) {
       if (piece[i - 1] > 0xFFFF || piece[i] > 0xFFFF) wide_alone_ = false;
-      const uint32_t first = row(piece[i - 1]);
-      const uint32_t second = row(piece[i]);
-      joins[first * row_words_ + (second >> 6)] |= uint64_t{1} << (second & 63);
+      for (const char32_t first : spelled(piece[i - 1])) {
+        for (const char32_t second : spelled(piece[i])) pairs.emplace_back(first, second);
+      }
     }
   }
-  joins_ = std::move(joins);
+  std::sort(pairs.begin(), pairs.end());
+  pairs.erase(std::unique(pairs.begin(), pairs.end()), pairs.end());
+  const int bits = std::clamp(static_cast<int>(std::bit_width(pairs.size() * kBitsPerPair)),
+                              kLeastPairBits, kMostPairBits);
+  pair_shift_ = static_cast<uint32_t>(32 - bits);
+  std::vector<uint32_t> table(size_t{1} << (bits - 5), 0);
   std::vector<uint8_t> narrow_joins(0x10000, 0);
-  for (uint32_t pair = 0; pair < 0x10000; ++pair) {
-    const uint8_t characters[2] = {static_cast<uint8_t>(pair >> 8), static_cast<uint8_t>(pair)};
-    narrow_joins[load_pair(characters)] = joined(characters[0], characters[1]) ? 1 : 0;
+  for (const auto& [first, second] : pairs) {
+    const uint32_t bit = hash_of_pair(first, second) >> pair_shift_;
+    table[bit >> 5] |= uint32_t{1} << (bit & 31);
+    if (first > 0xFF || second > 0xFF) continue;
+    const uint8_t characters[2] = {static_cast<uint8_t>(first), static_cast<uint8_t>(second)};
+    narrow_joins[load_pair(characters)] = 1;
   }
+  pairs_ = std::move(table);
   narrow_joins_ = std::move(narrow_joins);
-  find_runs(model);
-  usable_ = true;
 }
 
 template <class Self, class Archive>
@@ -110,16 +121,15 @@ void UnitRules::transfer(Self& self, Archive& archive) {
   archive(self.sum_limit_);
   archive(self.largest_score_);
   archive(self.costs_);
-  archive(self.rows_);
-  archive(self.joins_);
+  archive(self.pairs_);
+  archive(self.pair_shift_);
   archive(self.narrow_joins_);
-  archive(self.row_words_);
   archive(self.run_ids_);
 }
 
 void UnitRules::write(CompiledWriter& writer) const { transfer(*this, writer); }
 
-UnitRules::UnitRules(const Model& model, CompiledReader& reader) : codes_(model.codes) {
+UnitRules::UnitRules(const Model& model, CompiledReader& reader) {
   transfer(*this, reader);
   if (usable_) check(model);
 }
@@ -128,15 +138,14 @@ UnitRules::UnitRules(const Model& model, CompiledReader& reader) : codes_(model.
 // the search finds no path or another path through, but no step out of a table.
 void UnitRules::check(const Model& model) const {
   const size_t ids = model.spec.pieces.size();
-  const uint32_t most = std::min(codes_.highest(), kMostRows - 1);
   const bool sound =
-      costs_.size() == ids && rows_.size() == 0x10000 && narrow_joins_.size() == 0x10000 &&
-      std::all_of(rows_.begin(), rows_.end(), [&](uint16_t row) { return row <= most; }) &&
-      std::all_of(narrow_joins_.begin(), narrow_joins_.end(),
-                  [](uint8_t bit) { return bit <= 1; }) &&
-      row_words_ > most >> 6 && row_words_ <= joins_.size() && joins_.size() / row_words_ > most &&
+      costs_.size() == ids && narrow_joins_.size() == 0x10000 && pair_shift_ < 32 &&
+      pairs_.size() >= (~uint32_t{0} >> pair_shift_ >> 5) + size_t{1} &&
+      std::all_of(
+          narrow_joins_.begin(), narrow_joins_.end(), [](uint8_t bit) { return bit <= 1; }) &&
       !run_ids_.empty() &&
-      std::all_of(run_ids_.begin(), run_ids_.end(), [&](uint32_t id) { return id < ids; }) &&
+      std::all_of(
+          run_ids_.begin(), run_ids_.end(), [&](uint32_t id) { return id < ids; }) &&
       std::all_of(model.byte_ids.begin(), model.byte_ids.end(), [](int32_t id) { return id >= 0; });
   if (!sound) throw FormatError("the rules of units lead outside of their tables");
 }

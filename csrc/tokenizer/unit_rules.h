@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "tokenizer/model.h"
@@ -42,30 +43,25 @@ class UnitRules {
   bool exact_scores() const { return exact_scores_; }
   double largest_score() const { return largest_score_; }  // in magnitude, unknown ones included
 
-  // Rows of the table of neighbours: 0 for characters that no piece has. Rare characters may share
-  // one: neighbours are then taken for joined that are not, which is harmless.
-  uint32_t row(char32_t c) const {
-    return c < 0x10000 ? rows_[c] : std::min(codes_[c], kMostRows - 1);
+  // Whether some piece may hold these characters side by side. They are looked up by a hash of both
+  // in a table of bits, so that a few pairs are taken for joined that are not: that makes a unit
+  // longer, which is harmless.
+  bool joined(char32_t first, char32_t second) const {
+    const uint32_t bit = hash_of_pair(first, second) >> pair_shift_;
+    return (pairs_[bit >> 5] >> (bit & 31) & 1) != 0;
   }
-  // Whether some piece may hold the two characters of these rows side by side.
-  bool joined_rows(uint32_t first, uint32_t second) const {
-    return (joins_[first * row_words_ + (second >> 6)] >> (second & 63) & 1) != 0;
+  static uint32_t hash_of_pair(char32_t first, char32_t second) {
+    return (static_cast<uint32_t>(first) ^ static_cast<uint32_t>(second) << 16) * kPairMixer;
   }
-  template <class Char>
-  bool joined(Char first, Char second) const {
-    return joined_rows(row(static_cast<char32_t>(first)), row(static_cast<char32_t>(second)));
-  }
+  static constexpr uint32_t kPairMixer = 0x9E3779B1;  // odd, bits without a pattern
 
   // What UnitCuts reads.
   struct CutTables {
-    const uint16_t* rows;         // by character up to U+FFFF
-    const uint64_t* joins;        // a bit for each pair of rows
-    size_t row_words;             // of `joins` a row
+    const uint32_t* pairs;        // a bit for each hash of a pair, shifted right
+    uint32_t pair_shift;          // by so much
     const uint8_t* narrow_joins;  // 0 or 1 for pairs of bytes, in memory's order
   };
-  CutTables cut_tables() const {
-    return {rows_.data(), joins_.data(), row_words_, narrow_joins_.data()};
-  }
+  CutTables cut_tables() const { return {pairs_.data(), pair_shift_, narrow_joins_.data()}; }
 
   // No piece joins a character beyond U+FFFF to another one.
   bool wide_alone() const { return wide_alone_; }
@@ -80,13 +76,17 @@ class UnitRules {
   const std::vector<uint32_t>& run_ids() const { return run_ids_; }
 
  private:
-  static constexpr uint32_t kMostRows = 8192;  // of 1 KB each at most
-
   template <class Self, class Archive>
   static void transfer(Self& self, Archive& archive);
   void check(const Model& model) const;
   bool scale_scores(const Model& model);
+  void find_pairs(const std::vector<std::u32string>& pieces, bool spaces_to_marks);
   void find_runs(const Model& model);
+
+  // One in sixty or more of other pairs is taken for joined; LLM-jp v2.1 has a table of 128 KB.
+  static constexpr size_t kBitsPerPair = 32;
+  static constexpr int kLeastPairBits = 12;
+  static constexpr int kMostPairBits = 26;
 
   bool usable_ = false;
   bool all_alone_ = true;
@@ -96,12 +96,10 @@ class UnitRules {
   double sum_limit_ = 0.0;
   double largest_score_ = 0.0;
   Table<int32_t> costs_;
-  Table<uint16_t> rows_;         // by character up to U+FFFF
-  Table<uint64_t> joins_;        // a bit for each pair of rows
+  Table<uint32_t> pairs_;        // see joined()
   Table<uint8_t> narrow_joins_;  // 0 or 1 for pairs of bytes, in memory's order
-  size_t row_words_ = 1;
+  uint32_t pair_shift_ = 31;
   std::vector<uint32_t> run_ids_;
-  const CharacterCodes& codes_;
 };
 
 }  // namespace llmjp::tokenizer

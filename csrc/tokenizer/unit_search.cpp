@@ -322,6 +322,7 @@ uint16_t UnitSearch::solve(const Char* unit, size_t length, Id* ids) const {
   std::array<uint32_t, kLongestUnit> codes;
   for (size_t i = 0; i < length; ++i) {
     codes[i] = model_.codes[static_cast<char32_t>(unit[i])];
+    if (codes[i] == CharacterCodes::kNone) return kTied;
     if (!rules_.all_alone() && !is_known(static_cast<char32_t>(unit[i]))) return kTied;
     best[i + 1] = {kUnreached, 0, 1, true};
   }
