@@ -169,6 +169,24 @@ using MediumUnitMemo = UnitMemo<2, 7>;
 static_assert(sizeof(ShortUnitMemo::Entry<uint16_t>) == 16);
 static_assert(sizeof(MediumUnitMemo::Entry<uint16_t>) == 32);
 
+// Ids of units of one character, more than half of most text, by that character: kana and signs lie
+// in a few cache lines.
+class SingleUnitMemo {
+ public:
+  template <class Id>
+  void allocate() {
+    if (memory_.get() == nullptr) memory_.allocate(0x10000 * sizeof(Id));
+  }
+  // One more than the id, or 0.
+  template <class Id>
+  Id& operator()(char16_t c, Id) const {
+    return reinterpret_cast<Id*>(memory_.get())[c];
+  }
+
+ private:
+  ZeroedArray<std::byte> memory_;
+};
+
 // The same for the few units that are longer: one entry a set, of a fixed number of sets.
 class LongUnitMemo {
  public:

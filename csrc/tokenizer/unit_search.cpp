@@ -31,6 +31,7 @@ PathSum UnitSearch::run(const Char* text, size_t size, bool prefix, IdBuffer<Id>
                         OpenStretches* open) {
   Segment<Id> segment{out, 0.0, out.size(), open};
   if (size == 0 && !prefix) return {segment.sum, segment.summed};
+  single_memo_.allocate<Id>();
   short_memo_.allocate<Id>();
   medium_memo_.allocate<Id>();
   long_memo_.allocate();
@@ -139,6 +140,14 @@ void UnitSearch::run_readable(const Char* text, size_t size, size_t begin, size_
       const size_t length = end - begin;
       const size_t unit_begin = begin;
       begin = end;
+      if (length == 1) {
+        const Id found = single_memo_(static_cast<char16_t>(unit[0]), Id{});
+        *ids = static_cast<Id>(found - 1);
+        if (found != 0) {
+          ++ids;
+          continue;
+        }
+      }
       // The order of conditions is that of how well processors guess them.
       if (unit[0] == Char{' '} && length > 2 && unit[1] == Char{' '}) {
         size_t spaces = 2;
@@ -252,6 +261,13 @@ template <class Char, class Id>
 bool UnitSearch::append_exact(const Char* unit, size_t length, IdBuffer<Id>& out) {
   if (length > kLongestUnit) return false;
   const size_t bytes = length * sizeof(Char);
+  if (length == 1 && sizeof(Char) < 4) {
+    Id* const ids = out.reserve(kBlockIds);
+    if (solve(unit, length, ids) == kTied) return false;
+    single_memo_(static_cast<char16_t>(unit[0]), Id{}) = static_cast<Id>(ids[0] + 1);
+    out.commit(1);
+    return true;
+  }
   uint16_t found = kTooMany;
   if (bytes <= MediumUnitMemo::kKeyBytes) {
     std::array<Char, 16 / sizeof(Char)> text{};

@@ -171,6 +171,7 @@ class UnitSearch {
   SequentialSearch& sequential_;
   const std::vector<uint32_t>& run_ids_;
   UnitCuts cuts_;
+  SingleUnitMemo single_memo_;
   ShortUnitMemo short_memo_;
   MediumUnitMemo medium_memo_;
   LongUnitMemo long_memo_;
