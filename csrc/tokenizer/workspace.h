@@ -17,7 +17,7 @@ namespace llmjp::tokenizer {
 // How texts are searched: ids do not depend on it.
 struct SearchOptions {
   bool units = true;   // where the vocabulary allows; false: the plain search, for comparison
-  int memo_bits = 15;  // 2^15 sets: 2 MB a thread, what a core's caches hold
+  int memo_bits = 15;  // 2^15 sets of short units: 2.4 MB a thread with all others
   size_t chunk = size_t{1} << 16;  // characters of a long text that a thread takes at a time
   host::InstructionSet instructions = host::InstructionSet::kGeneric;  // that the CPU has
 };
