@@ -149,7 +149,9 @@ def test_kernel_draws_what_the_cpu_draws(
     state = torch.tensor([seed, 3])
     numbers = [{**DEFAULTS, **CASES[case]}[name] for name in DEFAULTS]
     ours, theirs = (
-        op.sample(logits.to(at), previous.to(at), state.to(at), None, *numbers, vocab - 1).cpu()
+        op.sample(
+            logits.to(at), previous.to(at), state.to(at), *numbers, *[None] * 5, vocab - 1
+        ).cpu()
         for op, at in ((_library.ops, kernel_device), (torch.ops.llmjp_ext, "cpu"))
     )
     assert torch.equal(ours, theirs), f"rows {(ours != theirs).nonzero()[:, 0].tolist()}, {seed=}"
@@ -318,11 +320,13 @@ def test_opcheck() -> None:
     """Schema, fake and dynamic AOT dispatch."""
     logits, state = torch.randn(3, 20), torch.tensor([4, 2])
     previous = torch.randint(0, 20, (3, 5))
-    rows = torch.tensor([[1.0, 3, 0.9, 0.1, 1.2], [0.0, 0, 1, 0, 1], [2.0, 0, 0.5, 0, 1]])
+    numbers = (0.7, 5, 0.9, 0.1, 1.2)
+    by_row = [torch.tensor(column) for column in ([1.0, 0, 2], [3.0, 0, 0], [0.9, 1, 0.5])]
+    nothing = [None] * 5
     op = torch.ops.llmjp_ext.sample
-    torch.library.opcheck(op, (logits, previous, state, rows, 1.0, 0, 1.0, 0.0, 1.0, None))
-    torch.library.opcheck(op, (logits.half(), None, state, None, 0.7, 5, 0.9, 0.0, 1.0, 15))
-    torch.library.opcheck(op, (logits, None, None, None, 0.0, 0, 1.0, 0.0, 1.0, None))
+    torch.library.opcheck(op, (logits, previous, state, *numbers, *by_row, None, by_row[0], None))
+    torch.library.opcheck(op, (logits.half(), None, state, *numbers, *nothing, 15))
+    torch.library.opcheck(op, (logits, None, None, 0.0, 0, 1.0, 0.0, 1.0, *nothing, None))
 
 
 def test_compiles_whole_without_recompiling() -> None:

@@ -107,12 +107,12 @@ LLMJP_LIBRARY(LLMJP_NAMESPACE, library) {
       "Tensor log_sum, int ignore_index, float label_smoothing, float z_loss, SymInt? valid_vocab)"
       " -> ()");
 
-  // int64 [rows] ids drawn from logits [rows, vocab]. row_options, fp32 [rows, 5], holds a row's
-  // own temperature, top_k, top_p, min_p and repetition_penalty in place of the five numbers.
-  // random_state is missing only where the temperature is the number 0.
+  // int64 [rows] ids drawn from logits [rows, vocab]. A row_ tensor, fp32 [rows], takes the place
+  // of the number of its name. random_state is missing only where the temperature is the number 0.
   library.def(
-      "sample(Tensor logits, Tensor? previous, Tensor? random_state, Tensor? row_options, float "
-      "temperature, int top_k, float top_p, float min_p, float repetition_penalty, SymInt? "
+      "sample(Tensor logits, Tensor? previous, Tensor? random_state, float temperature, int top_k, "
+      "float top_p, float min_p, float repetition_penalty, Tensor? row_temperature, Tensor? "
+      "row_top_k, Tensor? row_top_p, Tensor? row_min_p, Tensor? row_repetition_penalty, SymInt? "
       "valid_vocab)"
       " -> Tensor");
 }

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
+#include <vector>
 
 #include "bindings/device_scope.h"
 #include "bindings/library.h"
@@ -15,12 +16,15 @@ namespace llmjp::bindings {
 namespace {
 
 using sampling::Sample;
-using sampling::SampleOptions;
+using sampling::Setting;
 
 Tensor sample(const Tensor& logits, const std::optional<Tensor>& previous,
-              const std::optional<Tensor>& random_state, const std::optional<Tensor>& row_options,
-              double temperature, int64_t top_k, double top_p, double min_p,
-              double repetition_penalty, std::optional<int64_t> valid_vocab) {
+              const std::optional<Tensor>& random_state, double temperature, int64_t top_k,
+              double top_p, double min_p, double repetition_penalty,
+              const std::optional<Tensor>& row_temperature, const std::optional<Tensor>& row_top_k,
+              const std::optional<Tensor>& row_top_p, const std::optional<Tensor>& row_min_p,
+              const std::optional<Tensor>& row_repetition_penalty,
+              std::optional<int64_t> valid_vocab) {
   constexpr const char* op = "sample";
   const DeviceScope scope(logits);
   Sample params{};
@@ -50,18 +54,23 @@ Tensor sample(const Tensor& logits, const std::optional<Tensor>& previous,
     params.previous_stride = previous_rows.stride;
     params.previous_length = previous_rows.width;
   }
-  params.options = {static_cast<float>(temperature), static_cast<float>(top_k),
-                    static_cast<float>(top_p), static_cast<float>(min_p),
-                    static_cast<float>(repetition_penalty)};
-  Tensor by_row = logits;
-  if (row_options.has_value()) {
-    static_assert(sizeof(SampleOptions) == 5 * sizeof(float));
-    const int64_t expected[] = {params.rows, 5};
-    check_tensor(*row_options, {expected, 2}, logits, op, "row_options");
-    check_dtype(*row_options, host::DType::kFloat32, op, "row_options");
-    by_row = as_array(*row_options);
-    params.by_row = static_cast<const SampleOptions*>(by_row.const_data_ptr());
-  }
+  std::vector<Tensor> kept;  // settings that are copies
+  const auto setting = [&](double number, const std::optional<Tensor>& by_row, const char* name) {
+    Setting result{static_cast<float>(number), nullptr};
+    if (by_row.has_value()) {
+      check_vector(*by_row, params.rows, logits, op, name);
+      check_dtype(*by_row, host::DType::kFloat32, op, name);
+      kept.push_back(as_array(*by_row));
+      result.by_row = static_cast<const float*>(kept.back().const_data_ptr());
+    }
+    return result;
+  };
+  params.temperature = setting(temperature, row_temperature, "row_temperature");
+  params.top_k = setting(static_cast<double>(top_k), row_top_k, "row_top_k");
+  params.top_p = setting(top_p, row_top_p, "row_top_p");
+  params.min_p = setting(min_p, row_min_p, "row_min_p");
+  params.repetition_penalty =
+      setting(repetition_penalty, row_repetition_penalty, "row_repetition_penalty");
   Tensor state = logits;
   if (random_state.has_value()) {
     check_vector(*random_state, 2, logits, op, "random_state");
@@ -70,7 +79,7 @@ Tensor sample(const Tensor& logits, const std::optional<Tensor>& previous,
     state = as_array(*random_state);
     params.random_state = static_cast<const int64_t*>(state.const_data_ptr());
   } else {
-    check(!row_options.has_value() && temperature == 0.0, op,
+    check(!row_temperature.has_value() && temperature == 0.0, op,
           ": random_state may be missing only where temperature is the number 0.");
   }
   params.ids = static_cast<int64_t*>(ids.mutable_data_ptr());

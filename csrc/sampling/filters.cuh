@@ -22,39 +22,50 @@
 
 namespace llmjp::sampling {
 
-// Values that may be kept, once there are few of them: 16 KB.
-constexpr int kListValues = 4096;
+// Values that may be kept, and their ids, once there are few of them: 16 KB.
+constexpr int kListed = 2048;
 
 template <class X, int kThreads>
 class Filters {
  public:
   static constexpr int kWarps = kThreads / device::kWarpSize;
-  static constexpr int64_t kBytes =
-      Histogram<kThreads>::kBytes + 4 * sizeof(uint32_t) + kListValues * sizeof(float);
+  static constexpr int64_t kBytes = 4 * sizeof(uint32_t) + kListed * (sizeof(float) + sizeof(int));
 
-  LLMJP_DEVICE Filters(const Row<X, kThreads>& row, const Weight& weight, int classes,
-                       unsigned char* memory)
+  // `most` is the largest value of this thread.
+  LLMJP_DEVICE Filters(const Row<X, kThreads>& row, const Weight& weight, float most, int classes,
+                       Histogram<kThreads>& histogram, unsigned char* memory)
       : row_(row),
         weight_(weight),
+        most_(most),
         classes_(classes),
-        histogram_(memory),
-        listed_(reinterpret_cast<uint32_t*>(memory + Histogram<kThreads>::kBytes)),
-        list_(reinterpret_cast<float*>(listed_ + 4)) {}
+        histogram_(histogram),
+        listed_(reinterpret_cast<uint32_t*>(memory)),
+        values_(reinterpret_cast<float*>(listed_ + 4)),
+        ids_(reinterpret_cast<int*>(values_ + kListed)) {}
 
-  LLMJP_DEVICE Histogram<kThreads>& histogram() { return histogram_; }
-
-  // The smallest value that both keep. `most` is the largest value of this thread.
-  LLMJP_DEVICE float smallest_kept(float top_k, float top_p, float most) {
+  // The smallest value that both keep.
+  LLMJP_DEVICE float smallest_kept(float top_k, float top_p) {
     float smallest = kLowest;
     LLMJP_DO_NOT_UNROLL
     for (int filter = 0; filter < 2; ++filter) {
       by_weight_ = filter == 1;
       if (by_weight_ ? top_p < 1.0f : top_k >= 1.0f && top_k < static_cast<float>(classes_)) {
-        const int last_bin = by_weight_ ? last_bin_of_share(top_p) : last_bin_of_count(top_k, most);
+        const int last_bin = by_weight_ ? last_bin_of_share(top_p) : last_bin_of_count(top_k);
         smallest = narrow(smallest, last_bin, by_weight_ ? top_p : top_k);
       }
     }
     return smallest;
+  }
+
+  // Calls visit(value, id) for the values of the list, among which are all that both keep. False
+  // where there is no list.
+  template <class Visit>
+  LLMJP_DEVICE bool for_each_listed(Visit visit) const {
+    if (held_ < 0) return false;
+    LLMJP_DO_NOT_UNROLL
+    for (int i = device::thread_index(); i < held_; i += kThreads)
+      visit(device::shared_load<float>(&values_[i]), device::shared_load<int>(&ids_[i]));
+    return true;
   }
 
  private:
@@ -72,10 +83,10 @@ class Filters {
   }
 
   // Nothing beyond this bin is in the top-k set: the threads' largest values alone have k before.
-  LLMJP_DEVICE int last_bin_of_count(float count, float most) {
+  LLMJP_DEVICE int last_bin_of_count(float count) {
     if (count > static_cast<float>(kThreads)) return kLastBin;
     histogram_.clear();
-    if (most >= kLowest) histogram_.add(weight_.bin(most), 1);
+    if (most_ >= kLowest) histogram_.add(weight_.bin(most_), 1);
     const auto sums = histogram_.sums();
     const auto wanted = static_cast<uint64_t>(count);
     return sums.total < wanted ? kLastBin : histogram_.find(sums.before, wanted).bin;
@@ -85,26 +96,25 @@ class Filters {
     return by_weight_ ? Weight::units(weight_.relative(value)) : 1;
   }
 
-  // Calls ask(value) for all values, those of the list once there is one, and visit(value) where
-  // the answer is true. Few values are visited, so that the code of a visit stands here once.
+  // Calls ask(value) for all values, those of the list once there is one, and visit(value, id)
+  // where the answer is true. Few values are visited, so that the code of a visit stands here once.
+  // A thread for whose largest value `needed` is false reads nothing.
   template <class Ask, class Visit>
-  LLMJP_DEVICE void for_each_value(Ask ask, Visit visit) const {
-    if (values_listed_ >= 0) {
-      LLMJP_DO_NOT_UNROLL
-      for (int i = device::thread_index(); i < values_listed_; i += kThreads) {
-        const float value = device::shared_load<float>(&list_[i]);
-        if (ask(value)) visit(value);
-      }
-      return;
-    }
+  LLMJP_DEVICE void for_each_value(bool needed, Ask ask, Visit visit) const {
+    const auto visit_asked = [&](float value, int id) {
+      if (ask(value)) visit(value, id);
+    };
+    if (for_each_listed(visit_asked)) return;
     constexpr int kChunk = Row<X, kThreads>::kChunk;
-    row_.template for_each_chunk<1>([&](int, const float (&values)[kChunk]) {
+    row_.template for_each_chunk<1>(needed, [&](int chunk, int, const float (&values)[kChunk]) {
       uint32_t marks = 0;
       LLMJP_UNROLL
       for (int i = 0; i < kChunk; ++i) marks |= ask(values[i]) ? 1u << i : 0u;
       LLMJP_DO_NOT_UNROLL
-      for (; marks != 0; marks &= marks - 1)
-        visit(element_at(values, device::trailing_zeros(marks)));
+      for (; marks != 0; marks &= marks - 1) {
+        const int place = device::trailing_zeros(marks);
+        visit(element_at(values, place), row_.id_of(chunk, place));
+      }
     });
   }
 
@@ -114,28 +124,32 @@ class Filters {
     device::sync_threads();  // the last count of the list has been read
     if (device::thread_index() == 0) device::shared_store(&listed_[0], 0u);
     histogram_.clear();
-    const bool make_list = values_listed_ < 0;
+    const bool make_list = held_ < 0;
     bool room = make_list;
     uint64_t rest = 0;
     for_each_value(
+        most_ >= smallest && (by_weight_ || weight_.bin(most_) <= last_bin),
         [&](float value) {
           const bool asked = value >= smallest;
           const bool in_question = asked && weight_.bin(value) <= last_bin;
           if (asked && !in_question && by_weight_) rest += amount_of(value);
           return in_question;
         },
-        [&](float value) {
+        [&](float value, int id) {
           histogram_.add(weight_.bin(value), amount_of(value));
           if (room) {
             const uint32_t place = device::shared_atomic_add(&listed_[0], 1u);
-            room = place < kListValues;
-            if (room) device::shared_store(&list_[place], value);
+            room = place < kListed;
+            if (room) {
+              device::shared_store(&values_[place], value);
+              device::shared_store(&ids_[place], id);
+            }
           }
         });
     const auto sums = histogram_.sums();
     if (make_list) {
       const auto listed = device::shared_load<uint32_t>(&listed_[0]);
-      if (listed <= kListValues) values_listed_ = static_cast<int>(listed);
+      if (listed <= kListed) held_ = static_cast<int>(listed);
     }
 
     uint64_t wanted;
@@ -153,8 +167,9 @@ class Filters {
     uint32_t lowest = 0xffffffffu;
     uint32_t highest = 0;
     for_each_value(
+        most_ >= smallest && weight_.bin(most_) <= crossing.bin,
         [&](float value) { return value >= smallest && weight_.bin(value) == crossing.bin; },
-        [&](float value) {
+        [&](float value, int) {
           const uint32_t key = key_of(value);
           lowest = key < lowest ? key : lowest;
           highest = key > highest ? key : highest;
@@ -173,11 +188,12 @@ class Filters {
       histogram_.clear();
       const float from = value_of(lowest);
       const float to = value_of(highest);
-      for_each_value([&](float value) { return value >= from && value <= to; },
-                     [&](float value) {
-                       const uint32_t below = highest - key_of(value);
-                       histogram_.add(static_cast<int>(below >> shift), amount_of(value));
-                     });
+      for_each_value(
+          most_ >= from, [&](float value) { return value >= from && value <= to; },
+          [&](float value, int) {
+            const uint32_t below = highest - key_of(value);
+            histogram_.add(static_cast<int>(below >> shift), amount_of(value));
+          });
       crossing = histogram_.find(histogram_.sums().before, wanted);
       highest -= static_cast<uint32_t>(crossing.bin) << shift;
       const uint32_t width = (1u << shift) - 1u;
@@ -193,12 +209,15 @@ class Filters {
 
   const Row<X, kThreads>& row_;
   const Weight& weight_;
+  float most_;
   int classes_;
   bool by_weight_ = false;
-  int values_listed_ = -1;  // or how many of the row the list holds, which are all in question
-  Histogram<kThreads> histogram_;
-  uint32_t* listed_;  // in shared memory: how many asked for a place in the list
-  float* list_;       // [kListValues]
+  int held_ = -1;  // how many the list holds, or -1: there is none
+  Histogram<kThreads>& histogram_;
+  // In shared memory:
+  uint32_t* listed_;  // how many asked for a place in the list
+  float* values_;     // [kListed]
+  int* ids_;          // [kListed]
 };
 
 }  // namespace llmjp::sampling

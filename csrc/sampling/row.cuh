@@ -40,10 +40,10 @@ class Row {
   LLMJP_DEVICE Row(const X* logits, int classes) : logits_(logits), classes_(classes) {
     shift_ = static_cast<int>(reinterpret_cast<uintptr_t>(logits) % 16 / sizeof(X));
     const int chunks = (shift_ + classes + kChunk - 1) / kChunk;
-    const int groups = (chunks + device::kWarpSize - 1) / device::kWarpSize;
-    const int groups_of_warp = (groups + kWarps - 1) / kWarps;
+    groups_ = (chunks + device::kWarpSize - 1) / device::kWarpSize;
+    const int groups_of_warp = (groups_ + kWarps - 1) / kWarps;
     first_group_ = device::warp_index() * groups_of_warp;
-    last_group_ = first_group_ + groups_of_warp < groups ? first_group_ + groups_of_warp : groups;
+    last_group_ = first_group_ + groups_of_warp < groups_ ? first_group_ + groups_of_warp : groups_;
   }
 
   // Words of shared memory that penalise() takes.
@@ -68,35 +68,37 @@ class Row {
     seen_ = seen;
   }
 
-  LLMJP_DEVICE int first_group() const { return first_group_; }
-  LLMJP_DEVICE int last_group() const { return last_group_; }
+  LLMJP_DEVICE int groups() const { return groups_; }
 
-  // This lane's chunk of a group.
+  // This lane's chunk of a group of 32, which a warp reads at once.
   LLMJP_DEVICE static int chunk_of(int group) {
     return group * device::kWarpSize + device::lane_index();
   }
 
   LLMJP_DEVICE int id_of(int chunk, int element) const { return chunk * kChunk - shift_ + element; }
 
+  LLMJP_DEVICE int group_of(int id) const { return (id + shift_) / (kChunk * device::kWarpSize); }
+
   LLMJP_DEVICE void read(int chunk, float (&values)[kChunk]) const {
     finish(chunk, load(chunk), values);
   }
 
-  // Calls visit(chunk, values) for all chunks of this lane, kUnroll loads being on their way.
-  // Behind the last one it may be called with nothing but -inf.
+  // Calls visit(chunk, group, values) for all chunks of this lane, kUnroll loads being on their
+  // way. Chunks that need not be read, and some behind the last, come as nothing but -inf.
   template <int kUnroll, class Visit>
-  LLMJP_DEVICE void for_each_chunk(Visit visit) const {
+  LLMJP_DEVICE void for_each_chunk(bool needed, Visit visit) const {
+    const int last = needed ? last_group_ : 0;
     LLMJP_DO_NOT_UNROLL
     for (int group = first_group_; group < last_group_; group += kUnroll) {
+      const auto chunk = [&](int u) { return group + u < last ? chunk_of(group + u) : kNoChunk; };
       device::Vector<X, kChunk> held[kUnroll];
       LLMJP_UNROLL
-      for (int u = 0; u < kUnroll; ++u)
-        held[u] = load(group + u < last_group_ ? chunk_of(group + u) : kNoChunk);
+      for (int u = 0; u < kUnroll; ++u) held[u] = load(chunk(u));
       LLMJP_UNROLL
       for (int u = 0; u < kUnroll; ++u) {
         float values[kChunk];
-        finish(chunk_of(group + u), held[u], values);
-        visit(chunk_of(group + u), values);
+        finish(chunk(u), held[u], values);
+        visit(chunk(u), group + u, values);
       }
     }
   }
@@ -143,7 +145,8 @@ class Row {
   const X* logits_;
   int classes_;
   int shift_;  // elements from the 16-byte boundary at or before the row to the row
-  int first_group_;
+  int groups_;
+  int first_group_;  // of this warp
   int last_group_;
   float penalty_ = 1.0f;
   const uint32_t* seen_ = nullptr;  // a bit for each element, in shared memory

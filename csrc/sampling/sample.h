@@ -20,13 +20,10 @@
 
 namespace llmjp::sampling {
 
-// The settings of a row. As fp32, as a row of tensor options has them: top_k is exact up to 2^24.
-struct SampleOptions {
-  float temperature;
-  float top_k;
-  float top_p;
-  float min_p;
-  float repetition_penalty;
+// One number for all rows, or one for each.
+struct Setting {
+  float number;
+  const float* by_row;  // [rows] or null
 };
 
 // Weights are summed as integers (sample_weight.cuh), which this many ids cannot overflow.
@@ -35,15 +32,18 @@ constexpr int64_t kMostClasses = int64_t{1} << 23;
 struct Sample {
   const void* logits;           // [rows, ≥ classes] of type
   const int64_t* previous;      // [rows, previous_length] or null
-  const int64_t* random_state;  // {seed, offset}; null only where options.temperature is 0
-  const SampleOptions* by_row;  // [rows], or null: `options` for all
+  const int64_t* random_state;  // {seed, offset}; null only where temperature is the number 0
   int64_t* ids;                 // [rows]
   int64_t row_stride;
   int64_t previous_stride;
   int64_t previous_length;
   int64_t rows;
   int64_t classes;  // from 1 to kMostClasses
-  SampleOptions options;
+  Setting temperature;
+  Setting top_k;
+  Setting top_p;
+  Setting min_p;
+  Setting repetition_penalty;
   host::DType type;
 };
 

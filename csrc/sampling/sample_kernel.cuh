@@ -32,38 +32,44 @@ constexpr int kBlocks = 1024 / kThreads;
 // Loads on their way at a time when the row comes from memory: 64 KB of a block of 1024.
 constexpr int kUnroll = 3;
 
-// Shared memory besides the bits of previous ids: filters, and a sum for each warp.
+// Shared memory besides the bits of previous ids.
 template <class X, int kThreads>
-constexpr int64_t kSharedBytes =
-    Filters<X, kThreads>::kBytes + kThreads / device::kWarpSize * int64_t{sizeof(uint64_t)};
+constexpr int64_t kSharedBytes = Histogram<kThreads>::kBytes + Filters<X, kThreads>::kBytes;
 
 // The id whose part of the running sum of kept weights holds a uniform share of the sum.
-// `kept_units` gives a value's weight, 0 for one that is not kept.
+// `kept_units` gives a value's weight, 0 for one that is not kept. First the group of 256 or 128
+// neighbouring ids (several, for more than 2048 groups), by a histogram over them; then one warp
+// reads it again.
 template <class X, int kThreads, class Units>
-LLMJP_DEVICE void draw(const Row<X, kThreads>& row, uint64_t uniform, Units kept_units,
-                       uint64_t* sums_of_warps, int64_t* id) {
-  using device::kWarpSize;
+LLMJP_DEVICE void draw(const Row<X, kThreads>& row, const Filters<X, kThreads>& filters,
+                       Histogram<kThreads>& histogram, bool needed, uint64_t uniform,
+                       Units kept_units, int64_t* id) {
   constexpr int kChunk = Row<X, kThreads>::kChunk;
-  constexpr int kWarps = kThreads / kWarpSize;
-  uint64_t sum = 0;
-  row.template for_each_chunk<1>([&](int, const float (&values)[kChunk]) {
-    LLMJP_UNROLL
-    for (int i = 0; i < kChunk; ++i) sum += kept_units(values[i]);
+  int shift = 0;
+  while ((row.groups() - 1) >> shift >= kBins) ++shift;
+  histogram.clear();
+  const bool listed = filters.for_each_listed([&](float value, int listed_id) {
+    const uint64_t units = kept_units(value);
+    if (units != 0) histogram.add(row.group_of(listed_id) >> shift, units);
   });
-  sum = device::warp_reduce(sum, [](uint64_t a, uint64_t b) { return a + b; });
   const int lane = device::lane_index();
-  if (lane == 0) device::shared_store(&sums_of_warps[device::warp_index()], sum);
-  device::sync_threads();
-  const uint64_t sum_of_warp =
-      lane < kWarps ? device::shared_load<uint64_t>(&sums_of_warps[lane]) : 0;
-  const uint64_t up_to_warp = device::warp_running_sum(sum_of_warp);
-  uint64_t wanted = device::multiply_high(uniform, device::shuffle(up_to_warp, kWarpSize - 1));
-  const int warp = device::trailing_zeros(device::ballot(up_to_warp > wanted));
-  if (warp != device::warp_index()) return;
-  wanted -= device::shuffle(up_to_warp - sum_of_warp, warp);
+  if (!listed) {
+    row.template for_each_chunk<1>(needed, [&](int, int group, const float (&values)[kChunk]) {
+      uint64_t sum = 0;
+      LLMJP_UNROLL
+      for (int i = 0; i < kChunk; ++i) sum += kept_units(values[i]);
+      sum = device::warp_reduce(sum, [](uint64_t a, uint64_t b) { return a + b; });
+      if (lane == 0 && sum != 0) histogram.add(group >> shift, sum);
+    });
+  }
+  const auto sums = histogram.sums();
+  uint64_t wanted = device::multiply_high(uniform, sums.total);
+  const Crossing crossing = histogram.find(sums.before, wanted + 1);
+  if (device::warp_index() != 0) return;
+  wanted -= crossing.before;
 
   LLMJP_DO_NOT_UNROLL
-  for (int group = row.first_group(); group < row.last_group(); ++group) {
+  for (int group = crossing.bin << shift; group < row.groups(); ++group) {
     const int chunk = row.chunk_of(group);
     float values[kChunk];
     row.read(chunk, values);
@@ -85,7 +91,7 @@ LLMJP_DEVICE void draw(const Row<X, kThreads>& row, uint64_t uniform, Units kept
       }
       return;
     }
-    wanted -= device::shuffle(up_to_lane, kWarpSize - 1);
+    wanted -= device::shuffle(up_to_lane, device::kWarpSize - 1);
   }
 }
 
@@ -94,16 +100,15 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kThreads, kBlocks<kThreads>) sample_kernel(Samp
   constexpr int kChunk = Row<X, kThreads>::kChunk;
   constexpr int kWarps = kThreads / device::kWarpSize;
   const int64_t row_index = device::block_index_x();
-  // Read where they are needed: five registers less until then.
-  const auto option = [&](float SampleOptions::* which) {
-    return p.by_row == nullptr ? p.options.*which : p.by_row[row_index].*which;
+  const auto of_row = [&](Setting setting) {
+    return setting.by_row == nullptr ? setting.number : setting.by_row[row_index];
   };
   auto* memory = device::dynamic_shared<unsigned char>();
-  auto* sums_of_warps = reinterpret_cast<uint64_t*>(memory + Filters<X, kThreads>::kBytes);
+  Histogram<kThreads> histogram(memory);
 
   Row<X, kThreads> row(static_cast<const X*>(p.logits) + row_index * p.row_stride,
                        static_cast<int>(p.classes));
-  const float penalty = option(&SampleOptions::repetition_penalty);
+  const float penalty = of_row(p.repetition_penalty);
   if (p.previous_length > 0 && penalty != 1.0f) {
     row.penalise(penalty, p.previous + row_index * p.previous_stride, p.previous_length,
                  reinterpret_cast<uint32_t*>(memory + kSharedBytes<X, kThreads>));
@@ -112,7 +117,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kThreads, kBlocks<kThreads>) sample_kernel(Samp
   // Each thread's largest value and the first chunk that has it.
   float most = -kInfinity;
   int place = 0;
-  row.template for_each_chunk<kUnroll>([&](int chunk, const float (&values)[kChunk]) {
+  row.template for_each_chunk<kUnroll>(true, [&](int chunk, int, const float (&values)[kChunk]) {
     float most_here = values[0];
     LLMJP_UNROLL
     for (int i = 1; i < kChunk; ++i) most_here = device::larger(most_here, values[i]);
@@ -123,14 +128,14 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kThreads, kBlocks<kThreads>) sample_kernel(Samp
   });
   const float largest = device::block_reduce<kWarps>(
       most, -kInfinity, [](float a, float b) { return a > b ? a : b; },
-      reinterpret_cast<float*>(sums_of_warps));
+      reinterpret_cast<float*>(histogram.scratch()));
   int64_t* id = p.ids + row_index;
   if (largest == -kInfinity) {
     if (device::thread_index() == 0) *id = -1;
     return;
   }
   // A temperature that is no positive number is taken for 0: nothing sensible can be drawn.
-  const float temperature = option(&SampleOptions::temperature);
+  const float temperature = of_row(p.temperature);
   if (!(temperature > 0.0f)) {
     constexpr int kNone = 0x7fffffff;
     int first = kNone;
@@ -143,19 +148,18 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kThreads, kBlocks<kThreads>) sample_kernel(Samp
     }
     first = device::block_reduce<kWarps>(
         first, kNone, [](int a, int b) { return a < b ? a : b; },
-        reinterpret_cast<int*>(sums_of_warps));
+        reinterpret_cast<int*>(histogram.scratch()));
     if (device::thread_index() == 0) *id = first;
     return;
   }
 
   const Weight weight(largest, temperature);
-  Filters<X, kThreads> filters(row, weight, static_cast<int>(p.classes), memory);
-  const float smallest = largest == kInfinity
-                             ? kInfinity
-                             : filters.smallest_kept(option(&SampleOptions::top_k),
-                                                     option(&SampleOptions::top_p), most);
+  Filters<X, kThreads> filters(row, weight, most, static_cast<int>(p.classes), histogram,
+                               memory + Histogram<kThreads>::kBytes);
+  const float smallest =
+      largest == kInfinity ? kInfinity : filters.smallest_kept(of_row(p.top_k), of_row(p.top_p));
   // The largest is kept whatever min_p is.
-  const float min_p = option(&SampleOptions::min_p);
+  const float min_p = of_row(p.min_p);
   const float least = min_p < 1.0f ? min_p : 1.0f;
   const auto kept_units = [&](float value) -> uint64_t {
     if (!(value >= smallest)) return 0;
@@ -168,8 +172,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kThreads, kBlocks<kThreads>) sample_kernel(Samp
   // A fraction of 64 bits, of which 53 are drawn.
   const uint64_t uniform =
       uint64_t{drawn.words[0]} << 32 | (uint64_t{drawn.words[1]} & 0xfffff800u);
-  device::sync_threads();
-  draw(row, uniform, kept_units, sums_of_warps, id);
+  draw(row, filters, histogram, most >= smallest, uniform, kept_units, id);
 }
 
 }  // namespace llmjp::sampling

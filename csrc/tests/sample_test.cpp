@@ -21,8 +21,15 @@
 namespace {
 
 using namespace llmjp;
-using sampling::SampleOptions;
 using tests::Buffer;
+
+struct SampleOptions {
+  float temperature;
+  float top_k;
+  float top_p;
+  float min_p;
+  float repetition_penalty;
+};
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr SampleOptions kPlain{1.0f, 0.0f, 1.0f, 0.0f, 1.0f};
@@ -99,7 +106,11 @@ std::vector<int64_t> draw(Buffer<T>& logits, int64_t classes, int64_t rows,
   params.ids = ids.data();
   params.rows = rows;
   params.classes = classes;
-  params.options = options;
+  params.temperature.number = options.temperature;
+  params.top_k.number = options.top_k;
+  params.top_p.number = options.top_p;
+  params.min_p.number = options.min_p;
+  params.repetition_penalty.number = options.repetition_penalty;
   params.type = tests::kType<T>;
   sampling::sample(params, nullptr);
   return ids;

@@ -60,33 +60,21 @@ def sample(
     min-p: Nguyen et al., arXiv 2407.01082.
     """
     _check(logits, previous, valid_vocab)
-    options = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-    }
-    for name, option in options.items():
-        _check_option(name, option, logits)
-    row_options, numbers = None, tuple(options.values())
-    if any(isinstance(option, Tensor) for option in numbers):
-        # Numbers become tensors by a kernel: a copy from the host would wait for the device.
-        row_options = torch.stack(
-            [
-                option.float()
-                if isinstance(option, Tensor)
-                else torch.full(logits.shape[:1], float(option), device=logits.device)
-                for option in numbers
-            ],
-            dim=1,
-        )
-        numbers = (1.0, 0, 1.0, 0.0, 1.0)
+    given = (temperature, top_k, top_p, min_p, repetition_penalty)
+    numbers = list(given)
+    by_row: list[Tensor | None] = [None] * len(given)
+    for i, (name, words, fits, off) in enumerate(_OPTIONS):
+        option = given[i]
+        if isinstance(option, Tensor):
+            _check_by_row(name, option, logits)
+            numbers[i], by_row[i] = off, option.float()
+        elif not fits(option):
+            raise ValueError(f"sample: {name} must be {words}, got {option}.")
     greedy = not isinstance(temperature, Tensor) and temperature == 0
     random_state = None if greedy else draw_random_state(logits.device, generator)
-    return _library.ops.sample(
-        logits.detach(), previous, random_state, row_options, *numbers, valid_vocab
-    )
+    if logits.requires_grad:
+        logits = logits.detach()
+    return _library.ops.sample(logits, previous, random_state, *numbers, *by_row, valid_vocab)
 
 
 def _check(logits: Tensor, previous: Tensor | None, valid_vocab: int | None) -> None:
@@ -116,30 +104,26 @@ def _check(logits: Tensor, previous: Tensor | None, valid_vocab: int | None) -> 
         )
 
 
-_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
-    "temperature": ("at least 0", lambda value: value >= 0),
-    "top_k": ("at least 0", lambda value: value >= 0),
-    "top_p": ("from 0 to 1", lambda value: 0 <= value <= 1),
-    "min_p": ("from 0 to 1", lambda value: 0 <= value <= 1),
-    "repetition_penalty": ("above 0", lambda value: value > 0),
-}
+# Each option's name, what a number must be, whether it is, and the number that switches it off.
+_OPTIONS: tuple[tuple[str, str, Callable[[float], bool], float], ...] = (
+    ("temperature", "at least 0", lambda value: value >= 0, 1.0),
+    ("top_k", "at least 0", lambda value: value >= 0, 0),
+    ("top_p", "from 0 to 1", lambda value: 0 <= value <= 1, 1.0),
+    ("min_p", "from 0 to 1", lambda value: 0 <= value <= 1, 0.0),
+    ("repetition_penalty", "above 0", lambda value: value > 0, 1.0),
+)
 
 
-def _check_option(name: str, option: float | Tensor, logits: Tensor) -> None:
-    if isinstance(option, Tensor):
-        if option.shape != logits.shape[:1]:
-            raise ValueError(
-                f"sample: {name} must be a number or have shape [{logits.shape[0]}], one a row, "
-                f"got {list(option.shape)}."
-            )
-        if option.device != logits.device:
-            raise ValueError(
-                f"sample: {name} must be on logits' device {logits.device}, got {option.device}."
-            )
-        return
-    words, fits = _RANGES[name]
-    if not fits(option):
-        raise ValueError(f"sample: {name} must be {words}, got {option}.")
+def _check_by_row(name: str, option: Tensor, logits: Tensor) -> None:
+    if option.shape != logits.shape[:1]:
+        raise ValueError(
+            f"sample: {name} must be a number or have shape [{logits.shape[0]}], one a row, "
+            f"got {list(option.shape)}."
+        )
+    if option.device != logits.device:
+        raise ValueError(
+            f"sample: {name} must be on logits' device {logits.device}, got {option.device}."
+        )
 
 
 def _fake(logits: Tensor, *_: Any) -> Tensor:
@@ -203,22 +187,33 @@ def _torch_sample(
     logits: Tensor,
     previous: Tensor | None,
     random_state: Tensor | None,
-    row_options: Tensor | None,
     temperature: float,
     top_k: int,
     top_p: float,
     min_p: float,
     repetition_penalty: float,
+    row_temperature: Tensor | None,
+    row_top_k: Tensor | None,
+    row_top_p: Tensor | None,
+    row_min_p: Tensor | None,
+    row_repetition_penalty: Tensor | None,
     valid_vocab: int | None,
 ) -> Tensor:
     rows = logits.shape[0]
     if rows == 0:
         return logits.new_empty((0,), dtype=torch.int64)
-    if row_options is None:
-        numbers = (temperature, top_k, top_p, min_p, repetition_penalty)
-        row_options = torch.tensor([numbers], dtype=torch.float32, device=logits.device)
-    t, k, p, m, penalty = row_options.unbind(1)
-    t, k, p, m, penalty = (option.expand(rows)[:, None] for option in (t, k, p, m, penalty))
+    t, k, p, m, penalty = (
+        logits.new_full((rows, 1), number, dtype=torch.float32)
+        if by_row is None
+        else by_row[:, None]
+        for number, by_row in (
+            (temperature, row_temperature),
+            (top_k, row_top_k),
+            (top_p, row_top_p),
+            (min_p, row_min_p),
+            (repetition_penalty, row_repetition_penalty),
+        )
+    )
     x = logits[:, :valid_vocab].float()
     if previous is not None and previous.shape[1] > 0 and bool((penalty != 1).any()):
         x = _penalised(x, previous, penalty)
