@@ -308,6 +308,19 @@ def test_generator_decides(device: str) -> None:
     assert len(set(llmjp_ext.sample(logits[:1].expand(64, 50)).tolist())) > 1
 
 
+def test_a_row_does_not_depend_on_the_others(device: str) -> None:
+    """A row's id follows from the seed, its place and its logits, however many rows there are."""
+    logits = torch.randn(9, 300, device=device)
+    generator = torch.Generator(device)
+    many, few = (
+        llmjp_ext.sample(
+            logits[:rows], top_p=0.9, temperature=2.0, generator=generator.manual_seed(3)
+        )
+        for rows in (9, 4)
+    )
+    assert torch.equal(many[:4], few)
+
+
 def test_strided_and_empty_logits(device: str) -> None:
     """The last position of each sequence, taken without a copy; no rows give no ids."""
     logits = torch.randn(3, 5, 40, device=device)
