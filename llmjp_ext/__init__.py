@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from llmjp_ext import reference as reference
     from llmjp_ext.ops.attention import attention as attention
     from llmjp_ext.ops.attention_decode import attention_decode as attention_decode
+    from llmjp_ext.ops.bias_dropout_add import bias_dropout_add as bias_dropout_add
     from llmjp_ext.ops.bias_gelu import bias_gelu as bias_gelu
     from llmjp_ext.ops.cross_entropy import cross_entropy as cross_entropy
     from llmjp_ext.ops.layer_norm import layer_norm as layer_norm
@@ -29,6 +30,7 @@ _HOME_OF_NAME = {
     "Tokenizer": "llmjp_ext.tokenizer",
     "attention": "llmjp_ext.ops.attention",
     "attention_decode": "llmjp_ext.ops.attention_decode",
+    "bias_dropout_add": "llmjp_ext.ops.bias_dropout_add",
     "bias_gelu": "llmjp_ext.ops.bias_gelu",
     "cross_entropy": "llmjp_ext.ops.cross_entropy",
     "layer_norm": "llmjp_ext.ops.layer_norm",
@@ -45,6 +47,7 @@ __all__ = [
     "__version__",
     "attention",
     "attention_decode",
+    "bias_dropout_add",
     "bias_gelu",
     "cross_entropy",
     "layer_norm",

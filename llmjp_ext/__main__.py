@@ -76,7 +76,8 @@ def report_ops() -> list[tuple[str, str]]:
             facts.append((f"op {name}", "CUDA and CPU: matrix products and other ops"))
             continue
         cuda = "CUDA kernel" if _library.has_cuda_kernel(name) else "PyTorch implementation"
-        facts.append((f"op {name}", f"CUDA: {cuda}; CPU: PyTorch implementation"))
+        cpu = "native code" if _library.is_native_on_cpu(name) else "PyTorch implementation"
+        facts.append((f"op {name}", f"CUDA: {cuda}; CPU: {cpu}"))
     return facts
 
 

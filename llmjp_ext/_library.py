@@ -1,9 +1,9 @@
 """Loads the native library _ops.so and registers the ops' PyTorch implementations beside it.
 
-_ops.so defines the schemas of torch.ops.llmjp_ext and, in a CUDA build, the CUDA kernels. CPU
-tensors always run PyTorch implementations, registered here. Where the build holds no CUDA kernel
-for an op, the same implementation serves CUDA tensors too, announced once by a warning;
-LLMJP_EXT_STRICT=1 refuses it.
+_ops.so defines the schemas of torch.ops.llmjp_ext and, in a CUDA build, the CUDA kernels; for a few
+ops it has native code for CPU tensors too. For all others CPU tensors run PyTorch implementations,
+registered here. Where the build holds no CUDA kernel for an op, its PyTorch implementation serves
+CUDA tensors too, announced once by a warning; LLMJP_EXT_STRICT=1 refuses it.
 """
 
 import functools
@@ -23,6 +23,7 @@ LIBRARY_PATH = Path(__file__).parent / "_ops.so"
 
 _definitions = torch.library.Library(NAMESPACE, "FRAGMENT")
 _kernels_from_library: set[str] = set()
+_native_on_cpu: set[str] = set()
 _composed: set[str] = set()
 
 
@@ -57,10 +58,11 @@ def _load() -> None:
     load_library(LIBRARY_PATH)
     # Taken now, before any PyTorch implementation is registered for CUDA under the same name.
     for name in torch._C._dispatch_get_all_op_names():
-        if name.startswith(f"{NAMESPACE}::") and torch._C._dispatch_has_kernel_for_dispatch_key(
-            name, "CUDA"
-        ):
-            _kernels_from_library.add(name.removeprefix(f"{NAMESPACE}::"))
+        if not name.startswith(f"{NAMESPACE}::"):
+            continue
+        for key, names in (("CUDA", _kernels_from_library), ("CPU", _native_on_cpu)):
+            if torch._C._dispatch_has_kernel_for_dispatch_key(name, key):
+                names.add(name.removeprefix(f"{NAMESPACE}::"))
 
 
 _load()
@@ -95,13 +97,19 @@ def has_cuda_kernel(name: str) -> bool:
     return name in _kernels_from_library
 
 
+def is_native_on_cpu(name: str) -> bool:
+    """Whether _ops.so itself holds the op `name` for CPU tensors."""
+    return name in _native_on_cpu
+
+
 def register_implementation(name: str, function: Callable[..., Any]) -> None:
-    """Registers a PyTorch implementation of op `name` for the CPU.
+    """Registers a PyTorch implementation of op `name` for the CPU, unless that has a native one.
 
     Where the build holds no CUDA kernel it is registered for CUDA too, and its first call there
     warns, or raises NotImplementedError when LLMJP_EXT_STRICT=1.
     """
-    _definitions.impl(name, function, "CPU")
+    if not is_native_on_cpu(name):
+        _definitions.impl(name, function, "CPU")
     if has_cuda_kernel(name):
         return
 

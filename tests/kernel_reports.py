@@ -65,7 +65,7 @@ def tile_chunks(kernel: Kernel) -> int:
 
 
 def drops(kernel: Kernel) -> bool:
-    """Whether this instantiation of a LayerNorm forward kernel has dropout."""
+    """Whether this instantiation has dropout: the last template argument but one."""
     return kernel.arguments[-2] == "true"
 
 
@@ -237,6 +237,21 @@ EXPECTATIONS: dict[str, Expectation] = {
         narrow=lambda kernel: None if is_scalar(kernel) else {"LDG": 0, "STG": 0},
     ),
     "bias_gelu_backward_group_sum_kernel": Expectation(),
+    # Two rows of x and residual at a time; the narrow loads are dropout's seed and offset.
+    "bias_dropout_add_forward_kernel": Expectation(
+        wide=lambda kernel: {} if is_scalar(kernel) else {"LDG": 2, "STG": 2},
+        narrow=lambda kernel: (
+            None if is_scalar(kernel) else {"LDG": 4 if drops(kernel) else 0, "STG": 0}
+        ),
+    ),
+    # Four rows of dr at a time; partial sums of dbias leave in 16 bytes too.
+    "bias_dropout_add_backward_kernel": Expectation(
+        wide=lambda kernel: {} if is_scalar(kernel) else {"LDG": 4, "STG": 1},
+        narrow=lambda kernel: (
+            None if is_scalar(kernel) else {"LDG": 8 if drops(kernel) else 0, "STG": 0}
+        ),
+    ),
+    "bias_dropout_add_backward_group_sum_kernel": Expectation(),
     # Two rows of gate and up at a time; backward reads dy too and writes two gradients.
     "swiglu_forward_kernel": Expectation(
         wide=lambda kernel: {} if is_scalar(kernel) else {"LDG": 4, "STG": 2},

@@ -321,7 +321,8 @@ def test_report_names_versions_build_and_choices(capsys: pytest.CaptureFixture[s
             assert facts[f"op {op}"].startswith("CUDA and CPU: matrix products")
             continue
         kind = "CUDA kernel" if _library.has_cuda_kernel(op) else "PyTorch implementation"
-        assert facts[f"op {op}"].startswith(f"CUDA: {kind}")
+        on_cpu = "native code" if _library.is_native_on_cpu(op) else "PyTorch implementation"
+        assert facts[f"op {op}"] == f"CUDA: {kind}; CPU: {on_cpu}"
     assert facts["tokenizer"].endswith(".so")
 
 
@@ -331,6 +332,7 @@ def test_kernels_are_there_when_architectures_were_built() -> None:
     if _library.build_info()["cuda_architectures"]:
         assert {"layer_norm_fwd", "add_layer_norm_fwd", "layer_norm_bwd"} <= kernels
         assert {"rms_norm_fwd", "add_rms_norm_fwd", "rms_norm_bwd"} <= kernels
+        assert {"bias_dropout_add_fwd", "bias_dropout_add_bwd"} <= kernels
         assert {"bias_gelu_fwd", "bias_gelu_bwd", "swiglu_fwd", "swiglu_bwd"} <= kernels
         assert {"rotary", "rotary_inplace"} <= kernels
         assert {"cross_entropy_fwd", "cross_entropy_bwd", "cross_entropy_bwd_inplace"} <= kernels

@@ -147,6 +147,28 @@ def sanitize_bias_gelu(device: torch.device) -> int:
     return 2 * len(cases)
 
 
+def sanitize_bias_dropout_add(device: torch.device) -> int:
+    """With and without bias and dropout, aligned and not, few rows and many."""
+    shapes = ((1, 8), (5, 1023), (9, 4096), (3001, 264), (PERSISTENT_ELEMENTS // 8192, 8192))
+    cases = list(itertools.product(shapes, (*SAME_DTYPES, *MIXED_DTYPES), (0.0, 0.25), (0, 1)))
+    for (rows, width), (x_dtype, row_dtype, bias_dtype), share, with_bias in cases:
+        x = torch.randn(rows, width, device=device, dtype=x_dtype, requires_grad=True)
+        residual = torch.randn(rows, width, device=device, dtype=row_dtype, requires_grad=True)
+        bias = torch.randn(width, device=device, dtype=bias_dtype, requires_grad=True)
+        r = llmjp_ext.bias_dropout_add(x, bias if with_bias else None, residual, dropout_p=share)
+        r.float().sum().backward()
+        assert x.grad is not None
+        u = x.detach().float() + (bias.detach().float() if with_bias else 0.0)
+        kept = x.grad.float() if share else torch.ones_like(u)
+        torch.testing.assert_close(
+            r.float(), u * kept + residual.detach().float(), rtol=0.05, atol=0.05
+        )
+        if with_bias:
+            assert bias.grad is not None
+            assert bool(bias.grad.isfinite().all())
+    return 2 * len(cases)
+
+
 def sanitize_swiglu(device: torch.device) -> int:
     """Halves of one tensor, aligned and not, few rows and many."""
     shapes = ((1, 8), (5, 1023), (9, 4096), (3001, 264), (PERSISTENT_ELEMENTS // 8192, 8192))
@@ -339,6 +361,7 @@ def main() -> int:
         ("rms_norm", sanitize_rms_norm),
         ("norm dropout", sanitize_norm_dropout),
         ("bias_gelu", sanitize_bias_gelu),
+        ("bias_dropout_add", sanitize_bias_dropout_add),
         ("swiglu", sanitize_swiglu),
         ("rotary", sanitize_rotary),
         ("cross_entropy", sanitize_cross_entropy),

@@ -5,6 +5,7 @@
 // warp, from rows that it went over.
 #pragma once
 
+#include "activation/bias.cuh"
 #include "activation/bias_gelu.h"
 #include "activation/bias_gelu_plan.h"
 #include "activation/gelu.cuh"
@@ -13,16 +14,6 @@
 #include "device/vector.h"
 
 namespace llmjp::activation {
-
-template <class B, int kChunk>
-LLMJP_DEVICE void load_bias(const void* bias, int64_t column, float (&values)[kChunk]) {
-  if (bias != nullptr) {
-    device::load_floats(static_cast<const B*>(bias) + column, values);
-  } else {
-    LLMJP_UNROLL
-    for (int i = 0; i < kChunk; ++i) values[i] = 0.0f;
-  }
-}
 
 // kChunk is 1 for rows that are not 16-byte aligned.
 template <class X, class B, bool kTanh, int kChunk>
@@ -96,15 +87,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kThreads, kBackwardBlocks)
     }
   }
   if (p.dbias == nullptr) return;
-  constexpr int kPiece = kChunk < 4 ? kChunk : 4;
-  float* partial = p.workspace + place.group * p.width + place.column;
-  LLMJP_UNROLL
-  for (int i = 0; i < kChunk; i += kPiece) {
-    device::Vector<float, kPiece> piece;
-    LLMJP_UNROLL
-    for (int j = 0; j < kPiece; ++j) piece.elements[j] = sums[i + j];
-    device::store(partial + i, piece);
-  }
+  store_sums(p.workspace + place.group * p.width + place.column, sums);
 }
 
 // dbias: the sums of all groups, 32 columns a block.

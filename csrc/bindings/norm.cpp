@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "bindings/device_scope.h"
+#include "bindings/dropping.h"
 #include "bindings/library.h"
 #include "bindings/tensor_checks.h"
 
@@ -47,29 +48,6 @@ void check_types(host::DType x, host::DType row, host::DType weight, const char*
 
 // RMSNorm is LayerNorm that is not centred.
 enum class Kind { kLayerNorm, kRmsNorm };
-
-// Dropout before the residual addition: seed and offset on the device, and the share.
-struct Dropping {
-  std::optional<Tensor> random_state;
-  float share;
-
-  Dropping(const std::optional<Tensor>& state, double dropout_p, const Tensor& like, const char* op)
-      : share(static_cast<float>(dropout_p)) {
-    check(dropout_p >= 0 && dropout_p < 1, op, ": dropout_p must be at least 0 and below 1, got ",
-          dropout_p, ".");
-    check((dropout_p > 0) == state.has_value(), op, ": dropout_p is ", dropout_p,
-          ", and random_state is ", state ? "given" : "missing", "; dropout needs both.");
-    if (!state) return;
-    check_vector(*state, 2, like, op, "random_state");
-    check(state->scalar_type() == ScalarType::Long, op, ": random_state must be int64.");
-    random_state = as_array(*state);
-  }
-  Dropping() : share(0.0f) {}
-
-  const int64_t* data() const {
-    return random_state ? static_cast<const int64_t*>(random_state->const_data_ptr()) : nullptr;
-  }
-};
 
 // Forward with or without a residual: y, r (undefined without), mean (undefined in RMSNorm), rstd.
 struct ForwardResult {

@@ -73,6 +73,18 @@ LLMJP_LIBRARY(LLMJP_NAMESPACE, library) {
       "bias_gelu_bwd(Tensor dy, Tensor x, Tensor? bias, str approximate)"
       " -> (Tensor dx, Tensor dbias)");
 
+  // r = dropout(x + bias) + residual, of residual's dtype; random_state as in add_layer_norm_fwd.
+  library.def(
+      "bias_dropout_add_fwd(Tensor x, Tensor? bias, Tensor residual, Tensor? random_state, float "
+      "dropout_p) -> Tensor");
+
+  // Gradients of x, of x_dtype, and of bias; the residual's is dr. dx is empty where it is dr too,
+  // dbias without a bias.
+  library.def(
+      "bias_dropout_add_bwd(Tensor dr, Tensor? bias, Tensor? random_state, float dropout_p, "
+      "ScalarType x_dtype)"
+      " -> (Tensor dx, Tensor dbias)");
+
   // y = gate · σ(gate) · up
   library.def("swiglu_fwd(Tensor gate, Tensor up) -> Tensor");
 

@@ -44,8 +44,7 @@ inline std::string describe(torch::headeronly::IntHeaderOnlyArrayRef sizes) {
   return text.str();
 }
 
-inline host::DType dtype_of(const Tensor& tensor, const char* op, const char* name) {
-  const ScalarType type = tensor.scalar_type();
+inline host::DType dtype_of(ScalarType type, const char* op, const char* name) {
   switch (type) {
     case ScalarType::Float:
       return host::DType::kFloat32;
@@ -58,6 +57,10 @@ inline host::DType dtype_of(const Tensor& tensor, const char* op, const char* na
             torch::headeronly::toString(type), ".");
       return host::DType::kFloat32;
   }
+}
+
+inline host::DType dtype_of(const Tensor& tensor, const char* op, const char* name) {
+  return dtype_of(tensor.scalar_type(), op, name);
 }
 
 inline void check_dtype(const Tensor& tensor, host::DType expected, const char* op,

@@ -1,11 +1,9 @@
-"""What layer_norm and rms_norm share: checks, and dropout before the residual addition."""
-
-import math
+"""What layer_norm and rms_norm share: checks, and the random state of dropout."""
 
 import torch
 from torch import Tensor
 
-from llmjp_ext.ops._support import FLOAT_NAMES, FLOATS, draw_random_state, row_dropout
+from llmjp_ext.ops._support import FLOAT_NAMES, FLOATS, draw_random_state
 
 
 def check_norm(
@@ -66,18 +64,3 @@ def check_norm(
 def dropout_state(x: Tensor, dropout_p: float) -> Tensor | None:
     """Seed and offset of one call's dropout, or None where nothing is dropped."""
     return draw_random_state(x.device) if dropout_p > 0 else None
-
-
-def dropped(x: Tensor, random_state: Tensor | None, dropout_p: float) -> Tensor:
-    """dropout(x) in float32, the same mask for the same state; x itself without a state."""
-    if random_state is None or x.numel() == 0:
-        return x
-    row = torch.arange(math.prod(x.shape[:-1]), device=x.device)
-    return x.float() * row_dropout(random_state, dropout_p, row, x.shape[-1]).view(x.shape)
-
-
-def add_residual(
-    x: Tensor, residual: Tensor, random_state: Tensor | None, dropout_p: float
-) -> Tensor:
-    """r = dropout(x) + residual, of residual's dtype, contiguous."""
-    return torch.add(dropped(x, random_state, dropout_p), residual).to(residual.dtype).contiguous()

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from llmjp_ext import _library
-from llmjp_ext.ops._norm_checks import add_residual, check_norm, dropout_state, dropped
+from llmjp_ext.ops._norm_checks import check_norm, dropout_state
 from llmjp_ext.ops._support import needs_grad, without_autocast
+from llmjp_ext.ops.bias_dropout_add import add_residual, dropped_gradient
 
 
 @overload
@@ -132,8 +133,8 @@ class _AddRmsNorm(torch.autograd.Function):
         if dy is None:  # only r was used
             if dr is None:
                 return (None,) * 6
-            dx = dropped(dr, random_state, ctx.dropout_p)
-            return dx.to(ctx.x_dtype), dr, None, None, None, None
+            dx = dropped_gradient(dr, random_state, ctx.dropout_p, ctx.x_dtype)
+            return dx, dr, None, None, None, None
         dr_sum, dx, dweight = _library.ops.rms_norm_bwd(
             dy, dr, r, weight, rstd, random_state, ctx.dropout_p
         )
@@ -214,7 +215,8 @@ def _torch_bwd(
     dr_sum, dweight = _torch_row_bwd(dy, dr, r, weight, rstd)
     if random_state is None:
         return dr_sum, dy.new_empty(0), dweight
-    return dr_sum, dropped(dr_sum, random_state, dropout_p).to(dy.dtype), dweight
+    dx = dropped_gradient(dr_sum, random_state, dropout_p, dy.dtype)
+    return dr_sum, dx, dweight
 
 
 def _torch_row_bwd(

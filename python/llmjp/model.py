@@ -143,20 +143,25 @@ class FeedForward(nn.Module):
         return self.c_proj(self.c_fc(x))
 
 
+def residual_norm(config: ModelConfig) -> LayerNorm:
+    """A norm that in training drops of what it adds to the residual stream."""
+    return LayerNorm(config.n_embd, config.layer_norm_epsilon, dropout_p=config.resid_pdrop)
+
+
 class Block(nn.Module):
     """One layer of the residual stream r: r += attention(norm(r)), then r += mlp(norm(r)).
 
-    The sum is left to the next norm, which adds and normalises in one pass. So a block takes and
-    returns a pair: what is still to be added, and the stream (None before the first block).
+    Dropout and the sum are left to the next norm, which drops, adds and normalises in one pass. So
+    a block takes and returns a pair: what is still to be added, and the stream (None before the
+    first block).
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.dropout = config.resid_pdrop
-        self.ln_1 = LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.ln_1 = residual_norm(config)
         self.attn = Attention(config)
-        self.ln_2 = LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.ln_2 = residual_norm(config)
         self.mlp = FeedForward(config)
 
     def forward(
@@ -166,9 +171,8 @@ class Block(nn.Module):
             y, stream = self.ln_1(x), x
         else:
             y, stream = self.ln_1(x, stream)
-        x = F.dropout(self.attn(y, cache, self.layer), self.dropout, self.training)
-        y, stream = self.ln_2(x, stream)
-        return F.dropout(self.mlp(y), self.dropout, self.training), stream
+        y, stream = self.ln_2(self.attn(y, cache, self.layer), stream)
+        return self.mlp(y), stream
 
 
 class Transformer(nn.Module):
@@ -179,7 +183,7 @@ class Transformer(nn.Module):
         self.wte = Embedding(config.vocab_size, config.n_embd, config.initializer_range)
         self.wpe = Embedding(config.n_positions, config.n_embd, config.initializer_range)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.ln_f = LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.ln_f = residual_norm(config)
         self.dropout = config.embd_pdrop
         self.checkpoint_activations = False
 

@@ -1,0 +1,137 @@
+// bias_dropout_add of CPU tensors: in float32, whatever the dtypes, over torch's threads.
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <tuple>
+#include <vector>
+
+#include "activation/bias_dropout_add_cpu.h"
+#include "bindings/dropping.h"
+#include "bindings/library.h"
+#include "bindings/tensor_checks.h"
+
+namespace llmjp::bindings {
+namespace {
+
+using activation::CpuBackward;
+using activation::CpuDropout;
+using activation::CpuForward;
+
+// Elements that a thread is worth waking for.
+constexpr int64_t kElementsOfThread = 1 << 15;
+
+Tensor in_float32(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Float ? tensor
+                                                   : torch::stable::to(tensor, ScalarType::Float);
+}
+
+Tensor rounded(const Tensor& tensor, ScalarType type) {
+  return type == ScalarType::Float ? tensor : torch::stable::to(tensor, type);
+}
+
+const float* floats(const void* data) { return static_cast<const float*>(data); }
+
+CpuDropout dropout_of(const Dropping& dropping) {
+  CpuDropout dropout{};
+  if (const int64_t* random = dropping.data()) {
+    dropout = {true, static_cast<uint64_t>(random[0]), static_cast<uint64_t>(random[1]),
+               dropping.share};
+  }
+  return dropout;
+}
+
+int64_t rows_of_thread(int64_t width) { return std::max<int64_t>(1, kElementsOfThread / width); }
+
+Tensor bias_dropout_add_fwd(const Tensor& x, const std::optional<Tensor>& bias,
+                            const Tensor& residual, const std::optional<Tensor>& random_state,
+                            double dropout_p) {
+  constexpr const char* op = "bias_dropout_add_fwd";
+  dtype_of(x, op, "x");
+  dtype_of(residual, op, "residual");
+  check_tensor(residual, x.sizes(), x, op, "residual");
+  const Dropping dropping(random_state, dropout_p, x, op);
+  const Rows x_rows = rows_of(in_float32(x), op, "x");
+  const Rows residual_rows = rows_of(in_float32(residual), op, "residual");
+  std::optional<Tensor> bias32;
+  if (bias) {
+    check_vector(*bias, x_rows.width, x, op, "bias");
+    dtype_of(*bias, op, "bias");
+    bias32 = as_array(in_float32(*bias));
+  }
+  Tensor r = torch::stable::new_empty(residual, x.sizes(), ScalarType::Float);
+  if (x_rows.rows != 0 && x_rows.width != 0) {
+    CpuForward params{};
+    params.x = floats(x_rows.data());
+    params.bias = bias32 ? floats(bias32->const_data_ptr()) : nullptr;
+    params.residual = floats(residual_rows.data());
+    params.r = static_cast<float*>(r.mutable_data_ptr());
+    params.width = x_rows.width;
+    params.x_stride = x_rows.stride;
+    params.residual_stride = residual_rows.stride;
+    params.dropout = dropout_of(dropping);
+    torch::stable::parallel_for(0, x_rows.rows, rows_of_thread(params.width),
+                                [&](int64_t first, int64_t last) { params.run(first, last); });
+  }
+  return rounded(r, residual.scalar_type());
+}
+
+// Rows are summed in groups that depend on the shape alone, so that dbias does not depend on the
+// number of threads.
+constexpr int64_t kGroups = 64;
+
+std::tuple<Tensor, Tensor> bias_dropout_add_bwd(const Tensor& dr, const std::optional<Tensor>& bias,
+                                                const std::optional<Tensor>& random_state,
+                                                double dropout_p, ScalarType x_dtype) {
+  constexpr const char* op = "bias_dropout_add_bwd";
+  dtype_of(dr, op, "dr");
+  dtype_of(x_dtype, op, "x");
+  const Dropping dropping(random_state, dropout_p, dr, op);
+  const Rows rows = rows_of(in_float32(dr), op, "dr");
+  if (bias) {
+    check_vector(*bias, rows.width, dr, op, "bias");
+    dtype_of(*bias, op, "bias");
+  }
+  const bool has_dx = random_state || x_dtype != dr.scalar_type();
+  Tensor dx = has_dx ? torch::stable::new_empty(dr, dr.sizes(), ScalarType::Float)
+                     : new_vector(dr, 0, x_dtype);
+  const Tensor& like = bias ? *bias : dr;
+  Tensor dbias = new_zero_vector(like, bias ? rows.width : 0, ScalarType::Float);
+  if (rows.rows != 0 && rows.width != 0 && (has_dx || bias)) {
+    CpuBackward params{};
+    params.dr = floats(rows.data());
+    params.dx = has_dx ? static_cast<float*>(dx.mutable_data_ptr()) : nullptr;
+    params.width = rows.width;
+    params.dr_stride = rows.stride;
+    params.dropout = dropout_of(dropping);
+    const int64_t group_rows = (rows.rows + kGroups - 1) / kGroups;
+    const int64_t groups = (rows.rows + group_rows - 1) / group_rows;
+    std::vector<float> sums(bias ? groups * rows.width : 0);
+    const int64_t grain = std::max<int64_t>(1, rows_of_thread(params.width) / group_rows);
+    torch::stable::parallel_for(0, groups, grain, [&](int64_t first, int64_t last) {
+      for (int64_t group = first; group < last; ++group) {
+        params.run(group * group_rows, std::min(rows.rows, (group + 1) * group_rows),
+                   bias ? sums.data() + group * rows.width : nullptr);
+      }
+    });
+    if (bias) {
+      // By pairs, which loses less than one sum that grows.
+      for (int64_t apart = 1; apart < groups; apart *= 2) {
+        for (int64_t group = 0; group + apart < groups; group += 2 * apart) {
+          const float* from = sums.data() + (group + apart) * rows.width;
+          float* to = sums.data() + group * rows.width;
+          for (int64_t i = 0; i < rows.width; ++i) to[i] += from[i];
+        }
+      }
+      std::copy_n(sums.data(), rows.width, static_cast<float*>(dbias.mutable_data_ptr()));
+    }
+  }
+  return {has_dx ? rounded(dx, x_dtype) : dx, bias ? rounded(dbias, bias->scalar_type()) : dbias};
+}
+
+}  // namespace
+}  // namespace llmjp::bindings
+
+LLMJP_LIBRARY_IMPL(LLMJP_NAMESPACE, CPU, library) {
+  library.impl("bias_dropout_add_fwd", TORCH_BOX(&llmjp::bindings::bias_dropout_add_fwd));
+  library.impl("bias_dropout_add_bwd", TORCH_BOX(&llmjp::bindings::bias_dropout_add_bwd));
+}
