@@ -139,36 +139,59 @@ float scale_of(const CpuDropout& dropout) {
   return dropout.drops ? 1.0f / (1.0f - dropout.share) : 1.0f;
 }
 
-template <class Count>
-LLMJP_INLINE void add_block(Count count, const float* __restrict x, const float* __restrict bias,
-                            const float* __restrict residual, float scale,
-                            const uint32_t* __restrict mask, float* __restrict r) {
+struct Bfloat16 {
+  uint16_t bits;
+};
+
+LLMJP_INLINE float to_float(float value) { return value; }
+LLMJP_INLINE float to_float(Bfloat16 value) {
+  return std::bit_cast<float>(static_cast<uint32_t>(value.bits) << 16);
+}
+
+LLMJP_INLINE void put(float* place, float value) { *place = value; }
+
+// To the nearest, of two to the even one: half a step is added, less the smallest bit unless the
+// upper half is odd. A NaN stays one, which carrying could make of it an infinity.
+LLMJP_INLINE void put(Bfloat16* place, float value) {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  const uint32_t nearest = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  const uint32_t quiet = bits >> 16 | 0x40u;
+  const uint32_t is_nan = (bits & 0x7fffffffu) > 0x7f800000u ? ~0u : 0u;
+  place->bits = static_cast<uint16_t>((nearest & ~is_nan) | (quiet & is_nan));
+}
+
+template <class Count, class X, class R>
+LLMJP_INLINE void add_block(Count count, const X* __restrict x, const float* __restrict bias,
+                            const R* __restrict residual, float scale,
+                            const uint32_t* __restrict mask, R* __restrict r) {
   if (bias == nullptr) {
-    for (int i = 0; i < count; ++i) r[i] = kept(x[i], scale, mask[i]) + residual[i];
+    for (int i = 0; i < count; ++i)
+      put(r + i, kept(to_float(x[i]), scale, mask[i]) + to_float(residual[i]));
   } else {
-    for (int i = 0; i < count; ++i) r[i] = kept(x[i] + bias[i], scale, mask[i]) + residual[i];
+    for (int i = 0; i < count; ++i)
+      put(r + i, kept(to_float(x[i]) + bias[i], scale, mask[i]) + to_float(residual[i]));
   }
 }
 
-template <class Count>
-LLMJP_INLINE void gradient_block(Count count, const float* __restrict dr, float scale,
-                                 const uint32_t* __restrict mask, float* __restrict dx) {
-  for (int i = 0; i < count; ++i) dx[i] = kept(dr[i], scale, mask[i]);
+template <class Count, class X, class R>
+LLMJP_INLINE void gradient_block(Count count, const R* __restrict dr, float scale,
+                                 const uint32_t* __restrict mask, X* __restrict dx) {
+  for (int i = 0; i < count; ++i) put(dx + i, kept(to_float(dr[i]), scale, mask[i]));
 }
 
-template <class Count>
-LLMJP_INLINE void sum_block(Count count, const float* __restrict dr, float scale,
+template <class Count, class R>
+LLMJP_INLINE void sum_block(Count count, const R* __restrict dr, float scale,
                             const uint32_t* __restrict mask, float* __restrict sums) {
-  for (int i = 0; i < count; ++i) sums[i] += kept(dr[i], scale, mask[i]);
+  for (int i = 0; i < count; ++i) sums[i] += kept(to_float(dr[i]), scale, mask[i]);
 }
 
-template <DrawMask draw>
-LLMJP_INLINE void run_forward(const CpuForward& p, int64_t first, int64_t last) {
+template <DrawMask draw, class X, class R>
+LLMJP_INLINE void forward_rows(const CpuForward& p, int64_t first, int64_t last) {
   const float scale = scale_of(p.dropout);
   for (int64_t row = first; row < last; ++row) {
-    const float* x = p.x + row * p.x_stride;
-    const float* residual = p.residual + row * p.residual_stride;
-    float* r = p.r + row * p.width;
+    const X* x = static_cast<const X*>(p.x) + row * p.x_stride;
+    const R* residual = static_cast<const R*>(p.residual) + row * p.residual_stride;
+    R* r = static_cast<R*>(p.r) + row * p.width;
     for_blocks<draw>(p.dropout, row, p.width,
                      [&](int64_t column, auto count, const uint32_t* mask) {
                        add_block(count, x + column, p.bias == nullptr ? nullptr : p.bias + column,
@@ -177,12 +200,12 @@ LLMJP_INLINE void run_forward(const CpuForward& p, int64_t first, int64_t last) 
   }
 }
 
-template <DrawMask draw>
-LLMJP_INLINE void run_backward(const CpuBackward& p, int64_t first, int64_t last, float* sums) {
+template <DrawMask draw, class X, class R>
+LLMJP_INLINE void backward_rows(const CpuBackward& p, int64_t first, int64_t last, float* sums) {
   const float scale = scale_of(p.dropout);
   for (int64_t row = first; row < last; ++row) {
-    const float* dr = p.dr + row * p.dr_stride;
-    float* dx = p.dx == nullptr ? nullptr : p.dx + row * p.width;
+    const R* dr = static_cast<const R*>(p.dr) + row * p.dr_stride;
+    X* dx = p.dx == nullptr ? nullptr : static_cast<X*>(p.dx) + row * p.width;
     for_blocks<draw>(p.dropout, row, p.width,
                      [&](int64_t column, auto count, const uint32_t* mask) {
                        if (dx != nullptr)
@@ -190,6 +213,28 @@ LLMJP_INLINE void run_backward(const CpuBackward& p, int64_t first, int64_t last
                        if (sums != nullptr)
                          sum_block(count, dr + column, scale, mask, sums + column);
                      });
+  }
+}
+
+template <DrawMask draw>
+LLMJP_INLINE void run_forward(const CpuForward& p, int64_t first, int64_t last) {
+  if (p.x_type == host::DType::kFloat32) {
+    forward_rows<draw, float, float>(p, first, last);
+  } else if (p.row_type == host::DType::kFloat32) {
+    forward_rows<draw, Bfloat16, float>(p, first, last);
+  } else {
+    forward_rows<draw, Bfloat16, Bfloat16>(p, first, last);
+  }
+}
+
+template <DrawMask draw>
+LLMJP_INLINE void run_backward(const CpuBackward& p, int64_t first, int64_t last, float* sums) {
+  if (p.x_type == host::DType::kFloat32) {
+    backward_rows<draw, float, float>(p, first, last, sums);
+  } else if (p.row_type == host::DType::kFloat32) {
+    backward_rows<draw, Bfloat16, float>(p, first, last, sums);
+  } else {
+    backward_rows<draw, Bfloat16, Bfloat16>(p, first, last, sums);
   }
 }
 
@@ -208,6 +253,12 @@ bool has_avx2() {
 }
 
 }  // namespace
+
+bool cpu_takes(host::DType x_type, host::DType row_type) {
+  using host::DType;
+  return (x_type == row_type || row_type == DType::kFloat32) && x_type != DType::kFloat16 &&
+         row_type != DType::kFloat16;
+}
 
 void CpuForward::run(int64_t first, int64_t last) const {
 #ifdef __x86_64__

@@ -1,4 +1,4 @@
-// bias_dropout_add of CPU tensors: in float32, whatever the dtypes, over torch's threads.
+// bias_dropout_add of CPU tensors, over torch's threads; float16 by way of float32.
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
@@ -46,33 +46,37 @@ Tensor bias_dropout_add_fwd(const Tensor& x, const std::optional<Tensor>& bias,
                             const Tensor& residual, const std::optional<Tensor>& random_state,
                             double dropout_p) {
   constexpr const char* op = "bias_dropout_add_fwd";
-  dtype_of(x, op, "x");
-  dtype_of(residual, op, "residual");
+  host::DType x_type = dtype_of(x, op, "x");
+  host::DType row_type = dtype_of(residual, op, "residual");
   check_tensor(residual, x.sizes(), x, op, "residual");
   const Dropping dropping(random_state, dropout_p, x, op);
-  const Rows x_rows = rows_of(in_float32(x), op, "x");
-  const Rows residual_rows = rows_of(in_float32(residual), op, "residual");
+  const bool direct = activation::cpu_takes(x_type, row_type);
+  if (!direct) x_type = row_type = host::DType::kFloat32;
+  const Rows x_rows = rows_of(direct ? x : in_float32(x), op, "x");
+  const Rows residual_rows = rows_of(direct ? residual : in_float32(residual), op, "residual");
   std::optional<Tensor> bias32;
   if (bias) {
     check_vector(*bias, x_rows.width, x, op, "bias");
     dtype_of(*bias, op, "bias");
     bias32 = as_array(in_float32(*bias));
   }
-  Tensor r = torch::stable::new_empty(residual, x.sizes(), ScalarType::Float);
+  Tensor r = torch::stable::new_empty(residual_rows.tensor, x.sizes());
   if (x_rows.rows != 0 && x_rows.width != 0) {
     CpuForward params{};
-    params.x = floats(x_rows.data());
+    params.x = x_rows.data();
     params.bias = bias32 ? floats(bias32->const_data_ptr()) : nullptr;
-    params.residual = floats(residual_rows.data());
-    params.r = static_cast<float*>(r.mutable_data_ptr());
+    params.residual = residual_rows.data();
+    params.r = r.mutable_data_ptr();
     params.width = x_rows.width;
     params.x_stride = x_rows.stride;
     params.residual_stride = residual_rows.stride;
     params.dropout = dropout_of(dropping);
+    params.x_type = x_type;
+    params.row_type = row_type;
     torch::stable::parallel_for(0, x_rows.rows, rows_of_thread(params.width),
                                 [&](int64_t first, int64_t last) { params.run(first, last); });
   }
-  return rounded(r, residual.scalar_type());
+  return direct ? r : torch::stable::to(r, residual.scalar_type());
 }
 
 // Rows are summed in groups that depend on the shape alone, so that dbias does not depend on the
@@ -83,26 +87,31 @@ std::tuple<Tensor, Tensor> bias_dropout_add_bwd(const Tensor& dr, const std::opt
                                                 const std::optional<Tensor>& random_state,
                                                 double dropout_p, ScalarType x_dtype) {
   constexpr const char* op = "bias_dropout_add_bwd";
-  dtype_of(dr, op, "dr");
-  dtype_of(x_dtype, op, "x");
+  host::DType x_type = dtype_of(x_dtype, op, "x");
+  host::DType row_type = dtype_of(dr, op, "dr");
   const Dropping dropping(random_state, dropout_p, dr, op);
-  const Rows rows = rows_of(in_float32(dr), op, "dr");
+  const bool direct = activation::cpu_takes(x_type, row_type);
+  if (!direct) x_type = row_type = host::DType::kFloat32;
+  const Rows rows = rows_of(direct ? dr : in_float32(dr), op, "dr");
   if (bias) {
     check_vector(*bias, rows.width, dr, op, "bias");
     dtype_of(*bias, op, "bias");
   }
   const bool has_dx = random_state || x_dtype != dr.scalar_type();
-  Tensor dx = has_dx ? torch::stable::new_empty(dr, dr.sizes(), ScalarType::Float)
-                     : new_vector(dr, 0, x_dtype);
+  Tensor dx = has_dx
+                  ? torch::stable::new_empty(dr, dr.sizes(), direct ? x_dtype : ScalarType::Float)
+                  : new_vector(dr, 0, x_dtype);
   const Tensor& like = bias ? *bias : dr;
   Tensor dbias = new_zero_vector(like, bias ? rows.width : 0, ScalarType::Float);
   if (rows.rows != 0 && rows.width != 0 && (has_dx || bias)) {
     CpuBackward params{};
-    params.dr = floats(rows.data());
-    params.dx = has_dx ? static_cast<float*>(dx.mutable_data_ptr()) : nullptr;
+    params.dr = rows.data();
+    params.dx = has_dx ? dx.mutable_data_ptr() : nullptr;
     params.width = rows.width;
     params.dr_stride = rows.stride;
     params.dropout = dropout_of(dropping);
+    params.x_type = x_type;
+    params.row_type = row_type;
     const int64_t group_rows = (rows.rows + kGroups - 1) / kGroups;
     const int64_t groups = (rows.rows + group_rows - 1) / group_rows;
     std::vector<float> sums(bias ? groups * rows.width : 0);
@@ -125,7 +134,8 @@ std::tuple<Tensor, Tensor> bias_dropout_add_bwd(const Tensor& dr, const std::opt
       std::copy_n(sums.data(), rows.width, static_cast<float*>(dbias.mutable_data_ptr()));
     }
   }
-  return {has_dx ? rounded(dx, x_dtype) : dx, bias ? rounded(dbias, bias->scalar_type()) : dbias};
+  if (has_dx && !direct) dx = torch::stable::to(dx, x_dtype);
+  return {dx, bias ? rounded(dbias, bias->scalar_type()) : dbias};
 }
 
 }  // namespace
