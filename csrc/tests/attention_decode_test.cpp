@@ -4,6 +4,7 @@
 // formula in double.
 #include "attention/attention_decode.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <random>
@@ -78,10 +79,11 @@ struct Operands {
     q.draw(random, 0.0f, 1.0f);
     k_new.draw(random, 0.0f, 1.0f);
     v_new.draw(random, 0.0f, 1.0f);
-    // Every second block backwards, so that neighbours in a sequence are none in memory.
-    for (size_t i = 0; i < table.size(); ++i) {
-      table[i] = static_cast<int32_t>(i % 2 == 0 ? table.size() - i : i - 1);
-    }
+    // Each block once, in any order, and one of them not at all.
+    std::vector<int32_t> blocks(p.blocks());
+    std::iota(blocks.begin(), blocks.end(), 0);
+    std::shuffle(blocks.begin(), blocks.end(), random);
+    std::copy_n(blocks.begin(), table.size(), table.begin());
     for (size_t i = 0; i < alibi.size(); ++i) alibi[i] = 0.3f / static_cast<float>(i + 1);
     // Only what is filled holds numbers: the rest of the caches stays NaN and must not be read.
     for (int b = 0; b < p.batch(); ++b) {
@@ -310,6 +312,42 @@ TEST(decode_masks_and_formulas) {
                  .softcap = 2.0f,
                  .scale = 0.4f});
   check_problem({.head_dim = 64, .lengths = {90}, .scale = -0.1f});
+}
+
+Problem random_problem(uint32_t seed) {
+  std::mt19937 random(seed);
+  const auto below = [&](int limit) { return static_cast<int>(random() % limit); };
+  Problem p;
+  p.head_dim = 8 * (1 + below(below(4) == 0 ? 32 : 16));
+  p.kv_heads = 1 + below(3);
+  p.heads = p.kv_heads * (1 + below(9));
+  p.tokens = 1 + below(below(2) == 0 ? 9 : 2);
+  p.fresh = below(3) == 0 ? below(12) : p.tokens;
+  p.page = 1 + below(200);
+  p.pages = below(2) == 0 ? 0 : 1 + below(300) / p.page;
+  p.page = std::max(p.page, p.pages == 0 ? p.fresh : (p.fresh + p.pages - 1) / p.pages);
+  p.splits = 1 + below(6);
+  p.padding = 8 * below(3);
+  p.window_left = below(3) == 0 ? below(150) : -1;
+  p.slopes = below(3) == 0;
+  p.softcap = below(3) == 0 ? 3.0f : 0.0f;
+  p.lengths.resize(1 + below(3));
+  const int room = p.page * std::max(1, p.pages) - p.fresh;
+  for (int& length : p.lengths) length = below(4) == 0 ? room : below(room + 1);
+  if (below(3) == 0) {
+    for (const int length : p.lengths) p.starts.push_back(below(length + 2));
+  }
+  return p;
+}
+
+TEST(decode_of_random_problems) {
+  for (uint32_t seed = 1; seed <= 40; ++seed) {
+    try {
+      check_problem(random_problem(seed));
+    } catch (const std::exception& error) {
+      tests::fail(__FILE__, __LINE__, "problem " + std::to_string(seed) + ": " + error.what());
+    }
+  }
 }
 
 TEST(decode_appends_where_nothing_asks) {
