@@ -29,20 +29,20 @@ struct DecodePlace {
   int batch_index;
 
   LLMJP_DEVICE DecodePlace(const AttentionDecode& p, int index) {
-    row_block = index % p.row_blocks;
-    index /= p.row_blocks;
-    kv_head = index % p.kv_heads;
-    index /= p.kv_heads;
-    split = index % p.splits;
-    batch_index = index / p.splits;
+    const int kv_index = quotient(index, p.row_blocks);
+    const int split_index = quotient(kv_index, p.kv_heads);
+    row_block = index - kv_index * p.row_blocks;
+    kv_head = kv_index - split_index * p.kv_heads;
+    batch_index = quotient(split_index, p.splits);
+    split = split_index - batch_index * p.splits;
   }
 };
 
 // Where row r of a key head stands among the rows (batch, head, token) of lse.
 LLMJP_DEVICE int64_t place_of_row(const AttentionDecode& p, const DecodePlace& place, int row) {
-  const int group = p.heads / p.kv_heads;
-  const int64_t head = int64_t{place.batch_index} * p.heads + place.kv_head * group + row % group;
-  return head * p.tokens + row / group;
+  const int token = quotient(row, p.group);
+  const int head = place.kv_head * p.group + row - token * p.group;
+  return (int64_t{place.batch_index} * p.heads + head) * p.tokens + token;
 }
 
 // Parts of the workspace: for each part of the keys and each row of lse head_dim sums of p · v;
@@ -75,15 +75,14 @@ LLMJP_DEVICE void copy_rows(const QTile& q_tile, const AttentionDecode& p, const
                             int first_row, int rows) {
   constexpr int kRowsPerPass = Tile::kThreads / QTile::kChunksPerRow;
   const int chunk = device::thread_index() % QTile::kChunksPerRow;
-  const int group = p.heads / p.kv_heads;
   const T* q = static_cast<const T*>(p.q) + place.batch_index * p.q_strides.batch +
-               place.kv_head * group * p.q_strides.head + chunk * QTile::kChunkElements;
+               int64_t{place.kv_head} * p.group * p.q_strides.head + chunk * QTile::kChunkElements;
   LLMJP_UNROLL
   for (int pass = 0; pass < Tile::kRows / kRowsPerPass; ++pass) {
     const int row = pass * kRowsPerPass + device::thread_index() / QTile::kChunksPerRow;
     const bool is_there = row < rows && chunk * QTile::kChunkElements < p.head_dim;
-    const int token = (first_row + row) / group;
-    const int head = first_row + row - token * group;
+    const int token = quotient(first_row + row, p.group);
+    const int head = first_row + row - token * p.group;
     device::cp_async(q_tile.at(row, chunk), q + token * p.q_strides.token + head * p.q_strides.head,
                      is_there ? 16 : 0);
   }
@@ -165,9 +164,8 @@ LLMJP_DEVICE void store_rows(const AttentionDecode& p, const DecodePlace& place,
       const float factor = blind ? 0.0f : 1.0f / sum;
       LLMJP_UNROLL
       for (float& value : values) value *= factor;
-      const int group = p.heads / p.kv_heads;
-      const int token = (first_row + row) / group;
-      const int head = place.kv_head * group + (first_row + row) % group;
+      const int token = quotient(first_row + row, p.group);
+      const int head = place.kv_head * p.group + first_row + row - token * p.group;
       T* target = static_cast<T*>(p.out) +
                   ((int64_t{place.batch_index} * p.tokens + token) * p.heads + head) * p.head_dim;
       device::store(target + column, device::from_floats<T>(values));
@@ -192,12 +190,11 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(Tile::kThreads, Tile::kBlocks)
   const KeyRange range = decode_range(p, place.batch_index);
 
   // The tiles of keys that some row sees, and of these the block's part.
-  const int group = p.heads / p.kv_heads;
   const int first_row = place.row_block * Tile::kRows;
-  const int rows_left = group * p.tokens - first_row;
+  const int rows_left = p.group * p.tokens - first_row;
   const int rows = rows_left < Tile::kRows ? rows_left : Tile::kRows;
-  const int first_token = first_row / group;
-  const int last_token = (first_row + rows - 1) / group;
+  const int first_token = quotient(first_row, p.group);
+  const int last_token = quotient(first_row + (rows > 0 ? rows - 1 : 0), p.group);
   const int low = range.low(first_token);
   const int high = range.high(last_token);
   const int tiles = high <= low ? 0 : (high - low + Tile::kKeys - 1) / Tile::kKeys;
@@ -207,17 +204,17 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(Tile::kThreads, Tile::kBlocks)
   // Parts beyond the keys append their share and end; the first part always writes its rows.
   const bool has_work = part.first < part.end || place.split == 0;
   const QTile q_tile{shared + (Tile::kStages - 1) * Tile::kStageElements};
-  if (has_work) copy_rows<T, Tile>(q_tile, p, place, first_row, rows);
-  device::cp_async_commit_group();
   KeyCopy<T, Tile> copy(keys, low + part.first * Tile::kKeys);
   LLMJP_DO_NOT_UNROLL
   for (int stage = 0; stage < Tile::kStages - 1; ++stage) {
     if (part.first + stage < part.end) copy.copy(shared + stage * Tile::kStageElements);
+    // With the first tile: keys are further away than what follows from the rows.
+    if (stage == 0 && has_work) copy_rows<T, Tile>(q_tile, p, place, first_row, rows);
     device::cp_async_commit_group();
   }
   if (fits) {
-    append_keys<T, Tile::kThreads>(keys, place.split * p.row_blocks + place.row_block,
-                                   p.splits * p.row_blocks);
+    append_keys<T, Tile>(keys, place.split * p.row_blocks + place.row_block,
+                         p.splits * p.row_blocks);
   }
   if (!has_work) {
     store_empty_part<Tile>(p, place, first_row, rows);
@@ -228,7 +225,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(Tile::kThreads, Tile::kBlocks)
   const int warp_row = warp / Tile::kKeyWarps * 16;                  // of its rows in the block
   const int warp_key = warp % Tile::kKeyWarps * Tile::kKeysPerWarp;  // of its keys in a tile
   uint32_t q[kSteps][4];
-  device::cp_async_wait_group<Tile::kStages - 1>();
+  device::cp_async_wait_group<Tile::kStages - 2>();
   device::sync_threads();  // q is here
   LLMJP_UNROLL
   for (int step = 0; step < kSteps; ++step) {

@@ -53,6 +53,7 @@ struct AttentionDecode {
   host::DType type;
 
   // The launcher's.
+  int group;             // heads that share a key head
   bool has_formulas;     // softcap, ALiBi or a scale that the exponent cannot take
   float exponent_scale;  // from scores to exponents of 2
   int row_blocks;        // blocks of threads that share the rows of a key head

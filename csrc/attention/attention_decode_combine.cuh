@@ -20,7 +20,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kCombineWarps * 32, 4)
   using Quarter = device::Vector<float, 4>;
   constexpr int kAtOnce = 8;  // parts whose sums are on their way together
   const int lane = device::lane_index();
-  const int64_t row = int64_t{device::block_index_x()} * kCombineWarps + device::warp_index();
+  const int row = device::block_index_x() * kCombineWarps + device::warp_index();
   if (row >= lse_rows(p)) return;
 
   const auto statistics = [&](int split) {
@@ -33,12 +33,12 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kCombineWarps * 32, 4)
   }
   const float offset = top == -kInfinity ? 0.0f : top;
 
-  const int64_t token = row % p.tokens;
-  const int64_t batch_head = row / p.tokens;
-  const int64_t batch_index = batch_head / p.heads;
-  const int64_t head = batch_head - batch_index * p.heads;
+  const int batch_head = quotient(row, p.tokens);
+  const int batch_index = quotient(batch_head, p.heads);
+  const int token = row - batch_head * p.tokens;
+  const int head = batch_head - batch_index * p.heads;
   T* out = static_cast<T*>(p.out) +
-           ((batch_index * p.tokens + token) * p.heads + head) * int64_t{p.head_dim};
+           ((int64_t{batch_index} * p.tokens + token) * p.heads + head) * p.head_dim;
   for (int first_column = 0; first_column < p.head_dim; first_column += 4 * device::kWarpSize) {
     const int column = first_column + lane * 4;
     float sum = 0.0f;

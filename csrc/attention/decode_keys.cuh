@@ -140,16 +140,17 @@ class KeyCopy {
 };
 
 // Writes every `shares`-th new key and value from the `share`-th on into the cache.
-template <class T, int kThreads>
+template <class T, class Tile>
 LLMJP_DEVICE void append_keys(const SequenceKeys<T>& keys, int share, int shares) {
   using Piece = device::Vector<T, device::kVectorElements<T>>;
-  const int chunks = keys.p.head_dim / device::kVectorElements<T>;
-  const int rows = (keys.p.fresh - share + shares - 1) / shares;
-  for (int64_t i = device::thread_index(); i < int64_t{rows} * chunks; i += kThreads) {
-    const int row = static_cast<int>(i / chunks) * shares + share;
-    const int offset = static_cast<int>(i % chunks) * device::kVectorElements<T>;
-    const KeyPlace source = KeyPlace::fresh(row);
-    const KeyPlace target = keys.find_in_cache(keys.filled + row);
+  constexpr int kChunks = Tile::kHeadDim / device::kVectorElements<T>;
+  constexpr int kRowsPerPass = Tile::kThreads / kChunks;
+  const int offset = device::thread_index() % kChunks * device::kVectorElements<T>;
+  if (offset >= keys.p.head_dim) return;
+  const int64_t first = int64_t{device::thread_index() / kChunks} * shares + share;
+  for (int64_t row = first; row < keys.p.fresh; row += int64_t{kRowsPerPass} * shares) {
+    const KeyPlace source = KeyPlace::fresh(static_cast<int>(row));
+    const KeyPlace target = keys.find_in_cache(keys.filled + static_cast<int>(row));
     if (!keys.exists(target)) continue;
     const auto k =
         device::load_once<Piece>(reinterpret_cast<const T*>(keys.k_row(source)) + offset);

@@ -12,6 +12,11 @@
 
 namespace llmjp::attention {
 
+// Of numbers that are not negative, which a GPU divides in fewer instructions.
+LLMJP_DEVICE int quotient(int dividend, int divisor) {
+  return static_cast<int>(static_cast<unsigned>(dividend) / static_cast<unsigned>(divisor));
+}
+
 LLMJP_DEVICE bool fits_cache(const AttentionDecode& p, int filled) {
   return filled >= 0 && int64_t{filled} + p.fresh <= p.capacity();
 }
@@ -34,17 +39,17 @@ struct DecodeRows {
 
   LLMJP_DEVICE DecodeRows(const AttentionDecode& p, const KeyRange& range, int batch_index,
                           int kv_head, int first_row) {
-    const int group = p.heads / p.kv_heads;
     LLMJP_UNROLL
     for (int half = 0; half < 2; ++half) {
       const int row = first_row + half * 8 + row_of_lane();
-      const int token = row / group;
+      const int token = quotient(row, p.group);
       low[half] = range.low(token);
       high[half] = range.high(token);
       position[half] = static_cast<float>(token + range.shift);
       slope[half] = 0.0f;
       if (p.alibi != nullptr && token < p.tokens) {
-        slope[half] = p.alibi[batch_index * p.alibi_batch_stride + kv_head * group + row % group];
+        slope[half] =
+            p.alibi[batch_index * p.alibi_batch_stride + kv_head * p.group + row - token * p.group];
       }
     }
   }

@@ -48,9 +48,9 @@ void check_shapes(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
   check(sizes[3] % kChunk == 0 && sizes[3] >= kChunk && sizes[3] <= attention::kLargestHeadDim, kOp,
         ": head_dim must be a multiple of 8 up to ", attention::kLargestHeadDim, " on CUDA, got ",
         sizes[3], ".");
-  check(sizes[2] / cache[2] * sizes[1] <= attention::kLargestLength, kOp,
-        ": tokens times heads of a group must be at most ", attention::kLargestLength, ", got ",
-        sizes[1], " and ", sizes[2] / cache[2], ".");
+  check(sizes[0] * sizes[1] * sizes[2] <= attention::kLargestLength, kOp,
+        ": batch times tokens times heads must be at most ", attention::kLargestLength, ", got ",
+        sizes[0], ", ", sizes[1], " and ", sizes[2], ".");
 }
 
 std::tuple<Tensor, Tensor> attention_decode(
