@@ -131,6 +131,17 @@ def test_cuda_graph_with_lengths_that_grow(page: int | None) -> None:
         filled += 1
 
 
+@pytest.mark.gpu
+def test_caches_that_the_kernel_cannot_read_in_place() -> None:
+    """The public function refuses them before anything is launched."""
+    q, filled = torch.ones(2, 1, 4, 12).cuda().half(), lengths(1, 2).cuda()
+    cache = torch.ones(2, 6, 2, 12).cuda().half()
+    with pytest.raises(ValueError, match="multiple of 8 up to 256 on CUDA, got 12"):
+        llmjp_ext.attention_decode(q, cache, cache.clone(), filled)
+    with pytest.raises(ValueError, match=r"k_cache's strides.*\[144, 24, 12, 1\]"):
+        llmjp_ext.attention_decode(q[..., :8], cache[..., :8], cache.clone()[..., :8], filled)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
