@@ -1,9 +1,9 @@
 // The decode kernel. Formulas: attention_decode.h; tiles and their reasons: decode_tiles.h.
 //
 // A block takes some rows of a key head (its query heads' tokens) and one part of the keys, so that
-// few sequences fill a GPU too. Tiles of keys with their values come through a
-// ring of stages. The lengths are read here: a launch depends on shapes alone, parts without work
-// end at once. Where there are several parts attention_decode_combine_kernel adds them up.
+// few sequences fill a GPU too. Tiles of keys with their values come through a ring of stages. The
+// lengths are read here: a launch depends on shapes alone, parts without work end at once. Where
+// there are several parts attention_decode_combine_kernel adds them up.
 #pragma once
 
 #include "attention/attention_decode.h"
