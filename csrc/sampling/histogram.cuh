@@ -36,9 +36,10 @@ class Histogram {
   // For block_reduce and the like, between uses of the histogram.
   LLMJP_DEVICE uint64_t* scratch() { return scratch_; }
 
-  // All threads of the block; so are the following but add().
+  // For all threads of the block; so are the following but add(). Their order is clear(), add(),
+  // sums() and perhaps find(): each ends its reading with a barrier, so that none has to begin with
+  // one for the sake of the one before.
   LLMJP_DEVICE void clear() {
-    device::sync_threads();
     LLMJP_UNROLL
     for (int i = 0; i < kBinsOfThread; ++i) {
       device::shared_store(&low_[i * kThreads + device::thread_index()], 0u);
@@ -67,7 +68,6 @@ class Histogram {
 
   // The first bin with which the sum reaches `wanted`, from 1 to the sum of all.
   LLMJP_DEVICE Crossing find(uint64_t before, uint64_t wanted) {
-    device::sync_threads();
     LLMJP_UNROLL
     for (int i = 0; i < kBinsOfThread; ++i) {
       const uint64_t amount = bin_of_thread(i);

@@ -189,15 +189,30 @@ TEST(sample_of_long_rows_keeps_what_the_filters_keep) {
   check_draws(wide, 6000, 4, {5.0f, 0.0f, 0.99f, 0.0f, 1.0f});
 }
 
-// Bins that hold values of both signs, of 2^-126 and of a single one: all steps of the keys.
+// All values in one bin: both signs, all exponents down to 2^-119, neighbours, 0 and denormal ones.
 TEST(sample_tells_values_apart_that_share_a_bin) {
-  Buffer<float> logits(600);
-  for (int64_t i = 0; i < 600; ++i)
-    logits.data()[i] = (i % 2 == 0 ? 1.0f : -1.0f) * std::ldexp(1.0f, -static_cast<int>(i / 5));
-  for (float k : {2.0f, 150.0f, 299.0f, 300.0f, 301.0f, 590.0f}) {
-    check_draws(logits, 600, 8, {1000.0f, k, 1.0f, 0.0f, 1.0f});
-    check_draws(logits, 600, 8, {1000.0f, 0.0f, k / 600.0f, 0.0f, 1.0f});
+  Buffer<float> exponents(600), neighbours(600);
+  for (int i = 0; i < 600; ++i) {
+    exponents.data()[i] = (i % 2 == 0 ? 1.0f : -1.0f) * std::ldexp(1.0f, -i / 5);
+    const auto step = static_cast<float>(i / 3);
+    const float near_1 = 1.0f + step * 0x1p-23f;
+    neighbours.data()[i] = i % 3 == 0 ? near_1 : i % 3 == 1 ? -near_1 : step * 0x1p-149f;
   }
+  for (float k : {2.0f, 150.0f, 201.0f, 299.0f, 300.0f, 301.0f, 399.0f, 470.0f, 590.0f}) {
+    for (Buffer<float>* logits : {&exponents, &neighbours}) {
+      check_draws(*logits, 600, 8, {1000.0f, k, 1.0f, 0.0f, 1.0f});
+      check_draws(*logits, 600, 8, {1000.0f, 0.0f, k / 601.0f, 0.0f, 1.0f});
+    }
+  }
+}
+
+// Many ids of a small weight decide: none may be left out for being small.
+TEST(sample_counts_many_small_weights) {
+  Buffer<float> logits(5001);
+  for (int i = 0; i < 5001; ++i) logits.data()[i] = i == 77 ? 0.0f : i % 5 == 0 ? -8.3f : -8.4f;
+  for (float p : {0.4f, 0.5f, 0.6f, 0.9f})
+    check_draws(logits, 5001, 12, {1.0f, 0.0f, p, 0.0f, 1.0f});
+  check_draws(logits, 5001, 12, {1.0f, 900.0f, 0.9f, 0.0f, 1.0f});
 }
 
 TEST(sample_keeps_ties) {

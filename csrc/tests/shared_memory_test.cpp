@@ -5,6 +5,7 @@
 
 #include "device/cp_async.h"
 #include "device/shared.h"
+#include "device/shared_atomic.h"
 #include "device/thread.h"
 #include "device/vector.h"
 #include "tests/check.h"
@@ -49,6 +50,39 @@ TEST(writing_what_another_thread_read_without_a_barrier_is_a_race) {
 TEST(two_threads_that_write_one_place_are_a_race) {
   CHECK_FAULTS(grid(1, 64, sizeof(int)), "race",
                [] { shared_store(shared_ints(), device::thread_index()); });
+}
+
+TEST(atomics_of_all_threads_may_meet_in_one_place) {
+  uint32_t sum = 0, bits = 0;
+  simt::launch(grid(1, 64, 2 * sizeof(uint32_t)), [&] {
+    auto* places = device::dynamic_shared<uint32_t>();
+    const auto thread = static_cast<uint32_t>(device::thread_index());
+    if (thread < 2) shared_store(&places[thread], 0u);
+    device::sync_threads();
+    device::shared_atomic_add(&places[0], thread);
+    device::shared_atomic_or(&places[1], 1u << thread % 32);
+    device::sync_threads();
+    sum = shared_load<uint32_t>(&places[0]);
+    bits = shared_load<uint32_t>(&places[1]);
+  });
+  CHECK_EQUAL(sum, 64u * 63u / 2u);
+  CHECK_EQUAL(bits, 0xffffffffu);
+}
+
+TEST(an_atomic_on_what_another_thread_wrote_without_a_barrier_is_a_race) {
+  CHECK_FAULTS(grid(1, 64, sizeof(uint32_t)), "race", [] {
+    auto* place = device::dynamic_shared<uint32_t>();
+    if (device::thread_index() == 0) shared_store(place, 0u);
+    device::shared_atomic_add(place, 1u);
+  });
+}
+
+TEST(writing_what_another_thread_changed_atomically_without_a_barrier_is_a_race) {
+  CHECK_FAULTS(grid(1, 64, sizeof(uint32_t)), "race", [] {
+    auto* place = device::dynamic_shared<uint32_t>();
+    device::shared_atomic_or(place, 1u);
+    if (device::thread_index() == 0) shared_store(place, 0u);
+  });
 }
 
 TEST(overlapping_accesses_of_different_width_are_a_race) {
