@@ -1,6 +1,7 @@
 """`llmjp tokenize`: the documents of every kind of file, their ids, and whole files or none."""
 
 import gzip
+import io
 import os
 import re
 import resource
@@ -82,6 +83,35 @@ def test_workers_and_cuts_do_not_show(
         for suffix in (".bin", ".idx"):
             whole = (tmp_path / f"whole{suffix}").read_bytes()
             assert output.with_name(output.name + suffix).read_bytes() == whole, (size, workers)
+
+
+class Terminal(io.StringIO):
+    """A stderr that somebody looks at."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_and_the_share_of_each_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a terminal: bytes done of all, time left, bytes a second, documents and tokens. In the
+    end: MB/s, and shares of all stages, which are all of the time."""
+    lines = japanese_lines(2, 20_000)
+    (tmp_path / "a.jsonl").write_text(json_lines(lines), encoding="utf-8")
+    monkeypatch.setattr(segments, "SEGMENT", 1 << 16)
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert run(tmp_path / "a.jsonl", "--out", tmp_path / "o", "--workers", 1) == 0
+    bar = terminal.getvalue()
+    done, rate = r"\d+%\|.*\| [\d.]+[kM]?/[\d.]+M", r"[\d.]+[kM]B/s"
+    assert re.search(done + r" \[\d\d:\d\d<[\d:?]+, +" + rate, bar), bar
+    assert f"{len(lines):,} documents, {IndexedDataset(tmp_path / 'o').token_count:,} tokens" in bar
+    out = capsys.readouterr().out
+    assert re.search(r" in [\d.]+ s \([\d,.]+ MB/s\)\n", out)
+    shares = dict(re.findall(r"(\w+) (\d+)%", out))
+    assert set(shares) == set(segments.STAGES)
+    assert abs(sum(map(int, shares.values())) - 100) <= len(shares) / 2
 
 
 def test_special_tokens_in_documents(tmp_path: Path, tokenizer: Tokenizer) -> None:
