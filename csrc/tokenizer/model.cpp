@@ -72,81 +72,9 @@ Model::Model(CompiledReader& reader) {
   spec.check();
   codes.check();
   trie.check(codes.highest(), spec.pieces.size());
-  check_trie();
+  if (longest_piece != std::max<size_t>(trie.longest_path(codes.highest()), 1))
+    throw FormatError("the longest piece is not as long as the trie is deep");
   add_tokens();
-}
-
-// Each piece is found by its characters, and nothing else is found. So no path through the trie is
-// longer than the longest piece, which is what the search makes room for.
-//
-// Loading a compiled file takes no longer than this does. Step after step of one piece would wait
-// for memory, and guess wrongly where each ends: so the first step of many pieces is made, then the
-// second, without a branch that depends on the piece.
-void Model::check_trie() const {
-  constexpr size_t kAtOnce = 256;  // whose nodes stay in the first cache
-  struct Walk {
-    uint32_t piece;
-    int32_t node;
-    uint32_t next;  // in `path`
-    uint32_t end;
-  };
-  std::vector<uint32_t> path;  // codes of all characters of some pieces
-  std::vector<Walk> walks;
-  std::array<int32_t, kAtOnce> reached;
-  size_t ends = 0;
-  size_t longest = 1;
-  for (size_t begin = 0; begin < spec.pieces.size(); begin += kAtOnce) {
-    const size_t count = std::min(kAtOnce, spec.pieces.size() - begin);
-    path.clear();
-    walks.clear();
-    for (size_t i = 0; i < count; ++i) {
-      const auto first = static_cast<uint32_t>(path.size());
-      append_codes(begin + i, path);
-      reached[i] = -1;
-      if (!reachable(begin + i)) continue;
-      const auto end = static_cast<uint32_t>(path.size());
-      walks.push_back({static_cast<uint32_t>(i), Trie::kRoot, first, end});
-      longest = std::max<size_t>(longest, end - first);
-    }
-    ends += walks.size();
-    for (size_t active = walks.size(); active > 0;) {
-      size_t left = 0;
-      for (size_t i = 0; i < active; ++i) {
-        Walk walk = walks[i];
-        if (walk.node >= 0) walk.node = trie.step(walk.node, path[walk.next]);
-        reached[walk.piece] = walk.node;
-        ++walk.next;
-        walks[left] = walk;
-        left += walk.next < walk.end ? 1 : 0;
-      }
-      active = left;
-    }
-    for (size_t i = 0; i < count; ++i) {
-      const bool found =
-          reached[i] >= 0 && trie.node(reached[i]).id == static_cast<int64_t>(begin + i);
-      if (!found && reachable(begin + i))
-        throw FormatError("the trie does not hold piece " + std::to_string(begin + i));
-    }
-  }
-  const auto ids = std::count_if(trie.nodes(), trie.nodes() + trie.size(),
-                                 [](const Trie::Node& node) { return node.id >= 0; });
-  if (static_cast<size_t>(ids) != ends || longest != longest_piece)
-    throw FormatError("the trie holds something else than the pieces");
-}
-
-void Model::append_codes(size_t id, std::vector<uint32_t>& path) const {
-  const std::string_view piece = spec.pieces[id];
-  path.resize(path.size() + piece.size());  // no fewer than its characters
-  uint32_t* out = path.data() + (path.size() - piece.size());
-  for (size_t i = 0; i < piece.size();) {
-    char32_t c;
-    int length = 1;
-    if (decode_utf8(piece.data() + i, piece.size() - i, c, length) != Utf8State::kComplete)
-      throw FormatError("piece " + std::to_string(id) + " is not valid UTF-8");
-    *out++ = codes[c];
-    i += static_cast<size_t>(length);
-  }
-  path.resize(static_cast<size_t>(out - path.data()));
 }
 
 void Model::add_tokens() {

@@ -67,8 +67,6 @@ struct Model {
     return !spec.pieces[id].empty() && spec.searchable[id] != 0 &&
            (!spec.spaces_to_marks || spec.pieces[id].find(' ') == std::string_view::npos);
   }
-  void check_trie() const;
-  void append_codes(size_t id, std::vector<uint32_t>& path) const;  // of a piece's characters
   void add_tokens();  // what is made of the pieces and added tokens in either case
 
   // Of added tokens that are no pieces, and of those that normalisation changes.

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "tokenizer/json.h"
+#include "tokenizer/utf8.h"
 
 namespace llmjp::tokenizer {
 
@@ -21,6 +22,10 @@ void Pieces::check() const {
   if (!std::is_sorted(ends_.begin(), ends_.end()) ||
       (ends_.empty() ? 0 : ends_[ends_.size() - 1]) != texts_.size())
     throw FormatError("pieces lie outside of their texts");
+  bool whole = find_invalid_utf8({texts_.data(), texts_.size()}) == std::string_view::npos;
+  for (const uint32_t end : ends_)
+    whole &= end == texts_.size() || !is_utf8_continuation(static_cast<uint8_t>(texts_[end]));
+  if (!whole) throw FormatError("pieces that are not valid UTF-8");
 }
 
 uint64_t PieceIds::hash(std::string_view text) {

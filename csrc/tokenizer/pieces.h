@@ -24,7 +24,7 @@ class Pieces {
     archive(self.texts_);
     archive(self.ends_);
   }
-  // Throws FormatError where a piece ends outside of the texts. After transfer().
+  // Throws FormatError where a piece ends outside of the texts or is not UTF-8. After transfer().
   void check() const;
 
  private:

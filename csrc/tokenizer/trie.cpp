@@ -172,4 +172,33 @@ void Trie::check(uint32_t highest_code, size_t ids) const {
     throw FormatError("the trie leads outside of itself");
 }
 
+// A node has one parent, so its depth is known where that one's is: most parents stand before their
+// children. Ways that do not begin at the root, in circles too, have no depth.
+size_t Trie::longest_path(uint32_t highest_code) const {
+  constexpr uint32_t kUnknown = 0;
+  constexpr uint32_t kNowhere = 0xFFFFFFFF;
+  std::vector<uint32_t> depths(nodes_.size(), kUnknown);  // of the root: 1
+  depths[kRoot] = 1;
+  std::vector<size_t> way;
+  uint32_t deepest = 1;
+  for (size_t i = 0; i < nodes_.size(); ++i) {
+    size_t at = i;
+    while (depths[at] == kUnknown) {
+      way.push_back(at);
+      depths[at] = kNowhere;  // unless the way there is found
+      const auto parent = static_cast<size_t>(nodes_[at].parent);
+      if (nodes_[at].parent < 0 || parent >= nodes_.size()) break;
+      if (static_cast<uint32_t>(static_cast<int32_t>(at) - nodes_[parent].base) > highest_code)
+        break;
+      at = parent;
+    }
+    uint32_t depth = depths[at];
+    for (; !way.empty(); way.pop_back()) {
+      if (depth != kNowhere) deepest = std::max(deepest, ++depth);
+      depths[way.back()] = depth;
+    }
+  }
+  return deepest - 1;
+}
+
 }  // namespace llmjp::tokenizer

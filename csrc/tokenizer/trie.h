@@ -74,6 +74,9 @@ class Trie {
   // is not below `ids`. After transfer().
   void check(uint32_t highest_code, size_t ids) const;
 
+  // Steps of the longest way from the root, by codes up to `highest_code`.
+  size_t longest_path(uint32_t highest_code) const;
+
  private:
   Table<Node> nodes_;  // long enough that base + code stays inside for every code in use
 };

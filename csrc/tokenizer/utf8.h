@@ -44,6 +44,8 @@ inline void append_utf8(std::string& text, char32_t c) {
   text.append(reinterpret_cast<const char*>(bytes), static_cast<size_t>(count));
 }
 
+constexpr bool is_utf8_continuation(uint8_t byte) { return (byte & 0xC0) == 0x80; }
+
 // Bytes that a sequence starting with `lead` has; 0 where no sequence starts with it.
 constexpr int utf8_length(uint8_t lead) {
   if (lead < 0x80) return 1;
