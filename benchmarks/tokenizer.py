@@ -252,7 +252,9 @@ def decode_case(reference: Reference, name: str) -> Case:
         dtype="",
         candidates={
             f"{OURS} decode_batch": Candidate(
-                lambda: tokenizer.decode_batch(reference.ids), calls=CALLS, against=tuple(present)
+                lambda: tokenizer.decode_batch(reference.ids, num_threads=1),
+                calls=CALLS,
+                against=tuple(present),
             ),
             **{rival: of_peer(peer) for rival, peer in present.items()},
         },
