@@ -179,20 +179,28 @@ size_t Trie::longest_path(uint32_t highest_code) const {
   constexpr uint32_t kNowhere = 0xFFFFFFFF;
   std::vector<uint32_t> depths(nodes_.size(), kUnknown);  // of the root: 1
   depths[kRoot] = 1;
+  // Whose child a node is; -1 where no step leads to it.
+  const auto parent_of = [&](size_t node) {
+    const int32_t parent = nodes_[node].parent;
+    if (parent < 0 || static_cast<size_t>(parent) >= nodes_.size()) return -1;
+    const int32_t code = static_cast<int32_t>(node) - nodes_[static_cast<size_t>(parent)].base;
+    return static_cast<uint32_t>(code) <= highest_code ? parent : -1;
+  };
   std::vector<size_t> way;
   uint32_t deepest = 1;
   for (size_t i = 0; i < nodes_.size(); ++i) {
-    size_t at = i;
-    while (depths[at] == kUnknown) {
+    uint32_t depth = depths[i];
+    for (size_t at = i; depth == kUnknown;) {
       way.push_back(at);
       depths[at] = kNowhere;  // unless the way there is found
-      const auto parent = static_cast<size_t>(nodes_[at].parent);
-      if (nodes_[at].parent < 0 || parent >= nodes_.size()) break;
-      if (static_cast<uint32_t>(static_cast<int32_t>(at) - nodes_[parent].base) > highest_code)
-        break;
-      at = parent;
+      const int32_t parent = parent_of(at);
+      if (parent < 0) {
+        depth = kNowhere;
+      } else {
+        at = static_cast<size_t>(parent);
+        depth = depths[at];
+      }
     }
-    uint32_t depth = depths[at];
     for (; !way.empty(); way.pop_back()) {
       if (depth != kNowhere) deepest = std::max(deepest, ++depth);
       depths[way.back()] = depth;
