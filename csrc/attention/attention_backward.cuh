@@ -37,7 +37,8 @@ namespace llmjp::attention {
 class Turn {
  public:
   LLMJP_DEVICE void wait(int* turn, int number) {
-    device::spin_wait([&] { return device::load_acquire(turn) == number; });
+    // Not ==: should sequences overlap, others' turns count too, and nobody may wait for ever.
+    device::spin_wait([&] { return device::load_acquire(turn) >= number; });
     taken_ = turn;
   }
 
