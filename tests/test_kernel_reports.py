@@ -1,4 +1,5 @@
-"""The CUDA kernels as compiled for sm_80: nothing spilled, registers as planned, 16-byte accesses.
+"""The CUDA kernels as compiled for sm_80, and those that memory limits for sm_90a too: nothing
+spilled, registers as planned, 16-byte accesses.
 
 Needs no GPU, only a build with CUDA kernels and NVIDIA's cuobjdump.
 """
@@ -13,8 +14,10 @@ import pytest
 
 import kernel_reports as reports
 from llmjp_ext import _library
+from tools import kernel_table as table
 
 ARCHITECTURE = "sm_80"
+ROOT = Path(__file__).resolve().parents[1]
 
 PLANTED = """
 namespace llmjp::norm {
@@ -86,6 +89,48 @@ def test_memory_is_accessed_in_16_bytes(library: Path, kernels: list[reports.Ker
     for kernel in kernels:
         faults += reports.faults_in_code(kernel, code[kernel.symbol])
     assert not faults, "\n".join(faults)
+
+
+def test_memory_bound_kernels_for_hopper(library: Path) -> None:
+    """The same of the kernels that the speed of memory limits, as compiled for sm_90a.
+
+    Their launch bounds are the source's, and so those that the PTX for sm_80 shows.
+    """
+    if "9.0a" not in _library.build_info()["cuda_architectures"].split(";"):
+        pytest.skip("this build holds no 9.0a kernels")
+    bounds = reports.launch_bounds(library, ARCHITECTURE)
+    code = reports.machine_code(library, "sm_90a")
+    found = [k for k in reports.resource_usage(library, "sm_90a") if table.is_memory_bound(k)]
+    assert found, "the library holds no memory-bound kernel for sm_90a"
+    faults: list[str] = []
+    for kernel in found:
+        spilled = kernel.stack_bytes
+        if spilled <= table.HOPPER_STACK.get((kernel.name, kernel.arguments[-1]), 0):
+            kernel = replace(kernel, stack_bytes=0)
+        faults += reports.faults_in_resources(kernel, bounds[kernel.symbol])
+        faults += reports.faults_in_code(kernel, code[kernel.symbol])
+    assert not faults, "\n".join(faults)
+
+
+def test_the_page_of_kernels_is_what_was_built(library: Path) -> None:
+    """docs/kernels.md holds this build's registers and predictions, made by tools/kernel_table.py.
+
+    Another nvcc hands out other registers, so only its own is compared.
+    """
+    page = (ROOT / "docs" / "kernels.md").read_text()
+    if f"nvcc {_library.build_info()['nvcc']}" not in page:
+        pytest.skip(f"the page was made with another nvcc than {_library.build_info()['nvcc']}")
+    for line in table.table(library, ROOT / "benchmarks" / "results"):
+        assert line in page, f"docs/kernels.md lacks this line; run tools/kernel_table.py:\n{line}"
+
+
+def test_predicted_shares() -> None:
+    """By Little's law: twice the bytes on their way twice the share, until all is used."""
+    gpu = table.Gpu("test", "sm_80", 100, 1000e9, 1e-6, 100 * 1024)
+    assert gpu.bytes_needed() == 10_000
+    assert table.share(gpu, 2500) == 0.25
+    assert table.share(gpu, 5000) == 0.5
+    assert table.share(gpu, 40_000) == 1.0
 
 
 def test_planted_faults_are_seen(tmp_path: Path) -> None:
