@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from llmjp_ext import reference as reference
     from llmjp_ext.ops.attention import attention as attention
     from llmjp_ext.ops.attention_decode import attention_decode as attention_decode
+    from llmjp_ext.ops.attention_varlen import attention_varlen as attention_varlen
     from llmjp_ext.ops.bias_dropout_add import bias_dropout_add as bias_dropout_add
     from llmjp_ext.ops.bias_gelu import bias_gelu as bias_gelu
     from llmjp_ext.ops.cross_entropy import cross_entropy as cross_entropy
@@ -30,6 +31,7 @@ _HOME_OF_NAME = {
     "Tokenizer": "llmjp_ext.tokenizer",
     "attention": "llmjp_ext.ops.attention",
     "attention_decode": "llmjp_ext.ops.attention_decode",
+    "attention_varlen": "llmjp_ext.ops.attention_varlen",
     "bias_dropout_add": "llmjp_ext.ops.bias_dropout_add",
     "bias_gelu": "llmjp_ext.ops.bias_gelu",
     "cross_entropy": "llmjp_ext.ops.cross_entropy",
@@ -47,6 +49,7 @@ __all__ = [
     "__version__",
     "attention",
     "attention_decode",
+    "attention_varlen",
     "bias_dropout_add",
     "bias_gelu",
     "cross_entropy",

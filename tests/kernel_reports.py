@@ -287,6 +287,8 @@ EXPECTATIONS: dict[str, Expectation] = {
             "LDSM": AttentionTile.of(kernel).forward_matrix_loads(),
         },
     ),
+    # Sorts a few thousand lengths at most, once for a whole pass.
+    "attention_packed_order_kernel": Expectation(),
     # k and v once; q and dout before the loop and in it, with a piece of their statistics each.
     "attention_backward_kernel": Expectation(
         wide=lambda kernel: {

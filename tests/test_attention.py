@@ -261,14 +261,15 @@ def test_dropout_is_philox_of_the_drawn_state(device: str) -> None:
     shape, p = (21, 30, 4, 2, 16), 0.3
     torch.manual_seed(7)
     state = torch.randint(2**63 - 1, (2,), device=device)
-    kept = _attention_torch.dropout_scale(state, p, (2, 4, 21, 30), range(21))
+    head = torch.arange(8, device=device).view(2, 4)
+    dropout = _attention_torch.Dropout(state, p, head * 21, 30)
+    kept = dropout.scale(range(21), 30)
     options = {"causal": True}
     out = check(device, torch.bfloat16, shape, options, dropout_scale=kept, dropout_p=p)[0]
     assert out.any()
     assert abs(float((kept > 0).float().mean()) - (1 - p)) < 5 * math.sqrt(p * (1 - p) / 5040)
     # Any part of the mask can be computed alone.
-    part = _attention_torch.dropout_scale(state, p, (2, 4, 21, 30), range(5, 9))
-    assert torch.equal(part, kept[:, :, 5:9])
+    assert torch.equal(dropout.scale(range(5, 9), 11), kept[:, :, 5:9, :11])
 
 
 def test_dropout_follows_the_generator() -> None:

@@ -7,6 +7,10 @@
 //   lse = ln Σ_j exp(s),   out = Σ_j exp(s − lse) · v[j];   0 and −∞ for a row without keys
 //
 // Dropout multiplies the probabilities after lse; docs/attention.md says which.
+//
+// Packed sequences lie behind one another in q, and in k and v: sequence i is rows cu_seqlens[i] to
+// cu_seqlens[i + 1], tokens and keys are then its own, and `batch` counts the sequences. Rows
+// before the first and behind the last belong to none; what stands for them in outputs becomes 0.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +27,8 @@ struct Strides {
   int64_t head;
 };
 
+struct Span;  // packed_schedule.h
+
 // What both directions are told. Rows of q, k and v begin at multiples of 16 bytes, and head_dim is
 // a multiple of 8.
 struct AttentionProblem {
@@ -33,12 +39,18 @@ struct AttentionProblem {
   const int32_t* starts_k;   // [batch], or null
   const int32_t* seqlens_k;  // [batch], or null
   const int64_t* random;     // {seed, offset}; read only where dropout > 0
+  // Packed sequences: int32 [batch + 1] each. Null: all sequences have `tokens` and `keys`.
+  const int32_t* cu_seqlens_q;
+  const int32_t* cu_seqlens_k;
+  const Span* spans;  // made of these; the launcher's
   Strides q_strides;
   Strides k_strides;
   Strides v_strides;
   int batch;
-  int tokens;
+  int tokens;  // of a sequence; of all together where packed
   int keys;
+  int longest_q;  // of packed sequences, as far as the caller knows: only the order of work follows
+  int longest_k;
   int heads;
   int kv_heads;
   int head_dim;
@@ -53,8 +65,9 @@ struct AttentionProblem {
 };
 
 struct AttentionForward : AttentionProblem {
-  void* out;   // as q, contiguous
-  float* lse;  // [batch, heads, tokens]
+  void* out;           // as q, contiguous
+  float* lse;          // [batch, heads, tokens]; packed [heads, tokens]
+  int32_t* workspace;  // attention_forward_workspace() integers
 };
 
 // Gradients, with P = exp(s − lse) computed again and delta[i] = Σ_d out · dout − dlse:
@@ -66,7 +79,7 @@ struct AttentionForward : AttentionProblem {
 struct AttentionBackward : AttentionProblem {
   const void* dout;  // as q; rows of dout and out begin at multiples of 16 bytes too
   const void* out;
-  const float* lse;   // [batch, heads, tokens]
+  const float* lse;   // as attention_forward's
   const float* dlse;  // as lse, or null
   void* dq;           // as q, contiguous
   void* dk;           // as k, contiguous
@@ -85,10 +98,14 @@ constexpr int kLargestHeadDim = 256;
 
 void attention_forward(const AttentionForward& params, host::Stream stream);
 
+// Integers of scratch memory: the order of packed sequences; none else.
+int64_t attention_forward_workspace(const AttentionProblem& params);
+
 // Needs tokens and keys; without either the gradients are zeros.
 void attention_backward(const AttentionBackward& params, host::Stream stream);
 
-// Floats of scratch memory: statistics of the queries, and dq in float32 while it is summed up.
+// Floats of scratch memory: statistics of the queries, dq in float32 while it is summed up, and the
+// order of packed sequences.
 int64_t attention_backward_workspace(const AttentionBackward& params);
 
 }  // namespace llmjp::attention

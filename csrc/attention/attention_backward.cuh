@@ -18,6 +18,7 @@
 #include "attention/gradients.cuh"
 #include "attention/products.cuh"
 #include "attention/scores.cuh"
+#include "attention/sequences.cuh"
 #include "attention/tile_copy.cuh"
 #include "device/atomic.h"
 #include "device/cp_async.h"
@@ -126,9 +127,9 @@ LLMJP_DEVICE void add_sums(float* sums, const float (&dq)[2][kTiles][4], int fir
   }
 }
 
-template <class T, class Tile, bool kGeneral>
+template <class T, class Tile, bool kGeneral, class Order>
 LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(Tile::kThreads, Tile::kBlocks)
-    attention_backward_kernel(AttentionBackward p, Schedule schedule, BackwardSteps steps) {
+    attention_backward_kernel(AttentionBackward p, Order order, BackwardSteps steps) {
   constexpr int kAtoms = Tile::kKeysPerWarp / 16;
   constexpr int kScoreTiles = Tile::kChunk / 8;
   constexpr int kSumTiles = Tile::kColumnsPerWarp / 8;
@@ -149,46 +150,52 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(Tile::kThreads, Tile::kBlocks)
                                                        BackwardScratch<Tile::kHeadDim>::kStarted,
                                                    reinterpret_cast<int*>(statistics))
                                      : device::block_index_x();
-  const BlockPlace place = block_place(schedule, number);
-  const int key_block = schedule.row_blocks - 1 - place.row_block;
-  const int batch_index = place.head / p.kv_heads;
-  const int kv_head = place.head - batch_index * p.kv_heads;
+  constexpr bool kPacked = kIsPacked<Order>;
+  const BlockPlace place = block_place(order, p.kv_heads, number);
+  if (place.row_block < 0) return;
+  const HeadPlace<kPacked> at(place.head, p.kv_heads);
+  const int kv_head = at.head;
+  const auto sequence = sequence_at<kPacked>(p, at.sequence);
+  const int key_block = (sequence.keys + Tile::kKeys - 1) / Tile::kKeys - 1 - place.row_block;
 
   // The queries that see a key of the block.
   const int block_key = key_block * Tile::kKeys;
-  const KeyRange range = key_range(p, batch_index);
+  const KeyRange range = key_range(p, sequence);
   const int begin_key = block_key > range.first ? block_key : range.first;
   const int end_key = block_key + Tile::kKeys < range.last ? block_key + Tile::kKeys : range.last;
   int first_tile = 0, end_tile = 0;
   if (begin_key < end_key) {
     const int begin_query = range.first_query(begin_key);
-    const int end_query = range.end_query(end_key - 1, p.tokens);
+    const int end_query = range.end_query(end_key - 1, sequence.tokens);
     if (begin_query < end_query) {
       first_tile = begin_query / Tile::kQueries;
       end_tile = (end_query + Tile::kQueries - 1) / Tile::kQueries;
     }
   }
 
-  const auto record_of = [&](int head, int tile) {
-    return backward_record<Tile::kHeadDim>(
-        p.workspace, (int64_t{batch_index} * p.heads + head) * tiles_of_head(p) + tile);
+  // Read again where it is needed: the loop has no registers for it.
+  const auto sequence_here = [&] {
+    return sequence_at<kPacked>(p, kPacked ? device::not_before(at.sequence) : at.sequence);
+  };
+  const auto record_of = [&](const auto& sequence, int head, int tile) {
+    return backward_record<Tile::kHeadDim>(p.workspace, first_record(p, sequence, head) + tile);
   };
   const auto copy_queries = [&](int head, int tile, int stage) {
-    const T* q =
-        static_cast<const T*>(p.q) + batch_index * p.q_strides.batch + head * p.q_strides.head;
-    const T* dout = static_cast<const T*>(p.dout) + batch_index * p.dout_strides.batch +
-                    head * p.dout_strides.head;
+    const auto sequence = sequence_here();
+    const T* q = sequence.template queries<T>(p.q, p.q_strides, head);
+    const T* dout = sequence.template queries<T>(p.dout, p.dout_strides, head);
     const QTile q_tile{stages + stage * kStageElements};
     const QTile dout_tile{q_tile.base + Tile::kQueries * Tile::kHeadDim};
     const int first_query = tile * Tile::kQueries;
-    copy_share<QTile>(q, p.q_strides.token, steps.q, first_query, 0, p.tokens, p.head_dim)
+    copy_share<QTile>(q, p.q_strides.token, steps.q, first_query, 0, sequence.tokens, p.head_dim)
         .template copy<Tile::kThreads>(q_tile);
-    copy_share<QTile>(dout, p.dout_strides.token, steps.dout, first_query, 0, p.tokens, p.head_dim)
+    copy_share<QTile>(dout, p.dout_strides.token, steps.dout, first_query, 0, sequence.tokens,
+                      p.head_dim)
         .template copy<Tile::kThreads>(dout_tile);
     const int piece = device::not_before(device::thread_index()) * 4;
     if (piece < Tile::kStatistics) {
       device::cp_async(statistics + stage * Tile::kStatistics + piece,
-                       record_of(head, tile).statistics() + piece);
+                       record_of(sequence, head, tile).statistics() + piece);
     }
     device::cp_async_commit_group();
   };
@@ -202,10 +209,8 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(Tile::kThreads, Tile::kBlocks)
   int head = (first_tile < end_tile ? kv_head : kv_head + 1) * steps.group;
   int tile = end_tile - 1;
   if (!is_done(head)) {
-    const T* k =
-        static_cast<const T*>(p.k) + batch_index * p.k_strides.batch + kv_head * p.k_strides.head;
-    const T* v =
-        static_cast<const T*>(p.v) + batch_index * p.v_strides.batch + kv_head * p.v_strides.head;
+    const T* k = sequence.template key_rows<T>(p.k, p.k_strides, kv_head);
+    const T* v = sequence.template key_rows<T>(p.v, p.v_strides, kv_head);
     copy_share<KTile>(k, p.k_strides.token, steps.k, block_key, range.first, range.last, p.head_dim)
         .template copy<Tile::kThreads>(k_tile);
     copy_share<KTile>(v, p.v_strides.token, steps.v, block_key, range.first, range.last, p.head_dim)
@@ -239,9 +244,10 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(Tile::kThreads, Tile::kBlocks)
     const QTile dout_tile{q_tile.base + Tile::kQueries * Tile::kHeadDim};
     const float* const lse = statistics + stage * Tile::kStatistics;
     const float* const delta = lse + Tile::kQueries;
-    const KeyRange range = key_range(p, device::not_before(batch_index));
-    const int last_query =
-        (first_query + Tile::kQueries < p.tokens ? first_query + Tile::kQueries : p.tokens) - 1;
+    const auto sequence = sequence_at<kPacked>(p, device::not_before(at.sequence));
+    const KeyRange range = key_range(p, sequence);
+    const int end_query = first_query + Tile::kQueries;
+    const int last_query = (end_query < sequence.tokens ? end_query : sequence.tokens) - 1;
     const bool masked =
         block_key < range.low(last_query) || block_key + Tile::kKeys > range.high(first_query);
     // Two chunks at work at a time would not fit the registers.
@@ -257,20 +263,19 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(Tile::kThreads, Tile::kBlocks)
       multiply_rows<T>(gradients, v_tile, dout_chunk, first_row, device::lane_index_here());
       uint32_t dropped = 0;
       if constexpr (kGeneral) {
-        const int64_t row = int64_t{batch_index} * p.heads + head;
         if (p.dropout > 0.0f) {
-          const DropoutTransposed dropout{static_cast<uint64_t>(p.random[0]),
-                                          static_cast<uint64_t>(p.random[1]), row * p.tokens,
-                                          (int64_t{p.keys} + 3) / 4, p.dropout};
+          const DropoutTransposed dropout{
+              static_cast<uint64_t>(p.random[0]), static_cast<uint64_t>(p.random[1]),
+              sequence.lse_row(p, head), (int64_t{p.keys} + 3) / 4, p.dropout};
           dropped = dropout.template dropped<kAtoms, kScoreTiles>(first_key, first_query + column);
         }
         const float slope =
-            p.alibi == nullptr ? 0.0f : p.alibi[batch_index * p.alibi_batch_stride + head];
-        apply_formulas_transposed(scores, gradients, p, delta + column, dropped, slope, first_key,
-                                  first_query + column);
+            p.alibi == nullptr ? 0.0f : p.alibi[at.sequence * p.alibi_batch_stride + head];
+        apply_formulas_transposed(scores, gradients, p, range.shift, delta + column, dropped, slope,
+                                  first_key, first_query + column);
       }
       if (masked) {
-        mask_transposed(scores, range, p.tokens, first_key, first_query + column);
+        mask_transposed(scores, range, sequence.tokens, first_key, first_query + column);
       }
       finish_gradients<kGeneral>(scores, gradients, p.exponent_scale, lse + column, delta + column,
                                  dropped);
@@ -292,7 +297,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(Tile::kThreads, Tile::kBlocks)
     }
     if constexpr (Tile::kStages == 1) copy_following(head, tile, 0);
 
-    const auto record = record_of(head, tile);
+    const auto record = record_of(sequence_here(), head, tile);
     const int dq_row = warp / Tile::kDqWarps * 32;
     LLMJP_DO_NOT_UNROLL
     for (int part = 0; part < Tile::kDqColumns; part += Tile::kDqPart) {
@@ -312,10 +317,10 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(Tile::kThreads, Tile::kBlocks)
   turn.hand_on();
   device::sync_threads();  // k and v have been read by all
 
-  const int rows = p.keys - block_key;
+  const auto written = sequence_here();
+  const int rows = written.keys - block_key;
   const int64_t row_stride = int64_t{p.kv_heads} * p.head_dim;
-  const int64_t first =
-      ((int64_t{batch_index} * p.keys + block_key) * p.kv_heads + kv_head) * p.head_dim;
+  const int64_t first = ((written.key_row() + block_key) * p.kv_heads + kv_head) * p.head_dim;
   const int warp = device::warp_index();
   const int first_row = warp / Tile::kColumnWarps * Tile::kKeysPerWarp;
   const int first_chunk = warp % Tile::kColumnWarps * kSumTiles;

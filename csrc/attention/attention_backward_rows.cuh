@@ -9,6 +9,7 @@
 #include "attention/backward_tiles.h"
 #include "attention/backward_workspace.cuh"
 #include "attention/scores.cuh"
+#include "attention/sequences.cuh"
 #include "device/shuffle.h"
 #include "device/thread.h"
 #include "device/vector.h"
@@ -17,27 +18,36 @@ namespace llmjp::attention {
 
 constexpr int kBackwardRowsThreads = 256;
 
-// A block takes the tile of kBackwardQueries rows of a head that its index names.
+// A block takes the tile of kBackwardQueries rows of a head whose record its index names.
+template <bool kPacked>
 struct RowPlace {
-  int batch_index;
+  Sequence<kPacked> sequence;
   int head;
   int tile;
 };
 
-LLMJP_DEVICE RowPlace row_place(const AttentionBackward& p) {
-  const int tiles = tiles_of_head(p);
+template <bool kPacked>
+LLMJP_DEVICE RowPlace<kPacked> row_place(const AttentionBackward& p) {
+  const int tiles = tiles_of_head<kPacked>(p);
   const int head = device::block_index_x() / tiles;
-  return {head / p.heads, head % p.heads, device::block_index_x() % tiles};
+  const int tile = device::block_index_x() % tiles;
+  if constexpr (kPacked) {
+    const int span =
+        last_at_most(tile, p.batch + 2, [&](int span) { return first_record_of_span(p, span); });
+    return {sequence_at<true>(p, span - 1), head, tile - first_record_of_span(p, span)};
+  } else {
+    return {sequence_at<false>(p, head / p.heads), head % p.heads, tile};
+  }
 }
 
-template <class T, int kHeadDim>
+template <class T, int kHeadDim, bool kPacked>
 LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kBackwardRowsThreads, 1)
     attention_backward_prepare_kernel(AttentionBackward p) {
   using Piece = device::Vector<T, 8>;
   using Scratch = BackwardScratch<kHeadDim>;
   constexpr int kLanesPerRow = kHeadDim / 8;
   constexpr int kRowsPerPass = kBackwardRowsThreads / kLanesPerRow;
-  const RowPlace place = row_place(p);
+  const auto place = row_place<kPacked>(p);
   const auto record = backward_record<kHeadDim>(p.workspace, device::block_index_x());
   const int thread = device::thread_index();
 
@@ -51,10 +61,8 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kBackwardRowsThreads, 1)
     reinterpret_cast<int*>(p.workspace)[Scratch::kStarted] = 0;
   }
 
-  const T* out = static_cast<const T*>(p.out) + place.batch_index * p.out_strides.batch +
-                 place.head * p.out_strides.head;
-  const T* dout = static_cast<const T*>(p.dout) + place.batch_index * p.dout_strides.batch +
-                  place.head * p.dout_strides.head;
+  const T* out = place.sequence.template queries<T>(p.out, p.out_strides, place.head);
+  const T* dout = place.sequence.template queries<T>(p.dout, p.dout_strides, place.head);
   const int column = thread % kLanesPerRow * 8;
   float* const statistics = record.statistics();
   LLMJP_UNROLL
@@ -62,7 +70,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kBackwardRowsThreads, 1)
     const int row = pass * kRowsPerPass + thread / kLanesPerRow;
     const int64_t query = place.tile * kBackwardQueries + row;
     float sum = 0.0f;
-    if (query < p.tokens && column < p.head_dim) {
+    if (query < place.sequence.tokens && column < p.head_dim) {
       float a[8], b[8];
       device::to_floats(device::load<Piece>(out + query * p.out_strides.token + column), a);
       device::to_floats(device::load<Piece>(dout + query * p.dout_strides.token + column), b);
@@ -76,9 +84,8 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kBackwardRowsThreads, 1)
     if (column != 0) continue;
     float exponent = kInfinity;  // P = 0 in a row without keys, and in one that does not exist
     float delta = 0.0f;
-    if (query < p.tokens) {
-      const int64_t place_of_lse =
-          (int64_t{place.batch_index} * p.heads + place.head) * p.tokens + query;
+    if (query < place.sequence.tokens) {
+      const int64_t place_of_lse = place.sequence.lse_row(p, place.head) + query;
       const float lse = p.lse[place_of_lse];
       if (lse != -kInfinity) {
         exponent = lse * kLog2E;
@@ -90,16 +97,16 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kBackwardRowsThreads, 1)
   }
 }
 
-template <class T, int kHeadDim>
+template <class T, int kHeadDim, bool kPacked>
 LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kBackwardRowsThreads, 1)
     attention_backward_finish_kernel(AttentionBackward p) {
   using Sums = device::Vector<float, 4>;
   constexpr int kChunks = kHeadDim / 8;
-  const RowPlace place = row_place(p);
+  const auto place = row_place<kPacked>(p);
   const float* const sums = backward_record<kHeadDim>(p.workspace, device::block_index_x()).sums;
   const int64_t row_stride = int64_t{p.heads} * p.head_dim;
-  T* const dq = static_cast<T*>(p.dq) +
-                (int64_t{place.batch_index} * p.tokens * p.heads + place.head) * p.head_dim;
+  T* const dq =
+      static_cast<T*>(p.dq) + (place.sequence.query_row() * p.heads + place.head) * p.head_dim;
   LLMJP_UNROLL
   for (int pass = 0; pass < kBackwardQueries * kChunks / kBackwardRowsThreads; ++pass) {
     // A row of eight columns is spread over four lanes of two accumulators.
@@ -110,7 +117,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kBackwardRowsThreads, 1)
     const int atom = piece / 16 / kChunks;
     const int row = atom * 16 + half * 8 + group;
     const int64_t query = place.tile * kBackwardQueries + row;
-    if (query >= p.tokens || chunk * 8 >= p.head_dim) continue;
+    if (query >= place.sequence.tokens || chunk * 8 >= p.head_dim) continue;
     const float* const block = sums + (atom * kChunks + chunk) * 128 + half * 64 + group * 4;
     const Sums even = device::load<Sums>(block);
     const Sums odd = device::load<Sums>(block + 32);

@@ -13,6 +13,7 @@
 #include "attention/attention.h"
 #include "attention/products.cuh"
 #include "attention/scores.cuh"
+#include "attention/sequences.cuh"
 #include "attention/tile_copy.cuh"
 #include "attention/tiles.h"
 #include "device/cp_async.h"
@@ -26,10 +27,12 @@ namespace llmjp::attention {
 // Divides by the sums of the softmax and writes out and lse of the warp's queries. `staging` is
 // q's tile, whose rows of this warp no other warp touches: through it the rows leave in pieces of
 // 16 bytes.
-template <class T, int kAtoms, int kOutTiles, class QTile>
+template <bool kPacked, class T, int kAtoms, int kOutTiles, class QTile>
 LLMJP_DEVICE void store_rows(const AttentionForward& p, float (&out)[kAtoms][kOutTiles][4],
                              const SoftmaxState<kAtoms>& softmax, const QTile& staging,
                              int block_head, int first_query, int first_row) {
+  const HeadPlace<kPacked> at(device::not_before(block_head), p.heads);
+  const auto sequence = sequence_at<kPacked>(p, at.sequence);
   const int lane = device::lane_index();
   device::sync_warp();  // every lane has read its queries
   LLMJP_UNROLL
@@ -49,8 +52,8 @@ LLMJP_DEVICE void store_rows(const AttentionForward& p, float (&out)[kAtoms][kOu
         device::shared_store(staging.at(row, tile) + column_of_lane(), pair);
       }
       const int query = first_query + atom * 16 + half * 8 + row_of_lane();
-      if (lane % 4 == 0 && query < p.tokens) {
-        const int64_t place = int64_t{block_head} * p.tokens + query;
+      if (lane % 4 == 0 && query < sequence.tokens) {
+        const int64_t place = sequence.lse_row(p, at.head) + query;
         p.lse[place] = blind ? -kInfinity
                              : softmax.largest[atom][half] * p.exponent_scale * kLn2 +
                                    device::natural_log(sum);
@@ -62,25 +65,22 @@ LLMJP_DEVICE void store_rows(const AttentionForward& p, float (&out)[kAtoms][kOu
   constexpr int kRowsPerPass = device::kWarpSize / QTile::kChunksPerRow;
   const int chunk = lane % QTile::kChunksPerRow;
   const int64_t row_stride = int64_t{p.heads} * p.head_dim;
-  const int batch_index = block_head / p.heads;
-  const int head = block_head - batch_index * p.heads;
-  T* target = static_cast<T*>(p.out) +
-              (int64_t{batch_index} * p.tokens * p.heads + head) * p.head_dim +
+  T* target = static_cast<T*>(p.out) + (sequence.query_row() * p.heads + at.head) * p.head_dim +
               chunk * QTile::kChunkElements;
   if (chunk * QTile::kChunkElements >= p.head_dim) return;
   LLMJP_UNROLL
   for (int pass = 0; pass < kAtoms * 16 / kRowsPerPass; ++pass) {
     const int row = pass * kRowsPerPass + lane / QTile::kChunksPerRow;
-    if (first_query + row < p.tokens) {
+    if (first_query + row < sequence.tokens) {
       device::store(target + (first_query + row) * row_stride,
                     device::shared_load<Piece>(staging.at(first_row + row, chunk)));
     }
   }
 }
 
-template <class T, class Tile, bool kGeneral>
+template <class T, class Tile, bool kGeneral, class Order>
 LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(Tile::kThreads, Tile::kBlocks)
-    attention_forward_kernel(AttentionForward p, Schedule schedule, CopySteps steps) {
+    attention_forward_kernel(AttentionForward p, Order order, CopySteps steps) {
   constexpr int kAtoms = Tile::kRowsPerWarp / 16;
   using QTile = device::SwizzledTile<T, Tile::kRows, Tile::kHeadDim>;
   using KTile = device::SwizzledTile<T, Tile::kKeys, Tile::kHeadDim>;
@@ -89,23 +89,19 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(Tile::kThreads, Tile::kBlocks)
   const KTile k_tile{shared + Tile::kRows * Tile::kHeadDim};
   const KTile v_tile{shared + (Tile::kRows + Tile::kKeys) * Tile::kHeadDim};
 
-  const BlockPlace place = block_place(schedule, device::block_index_x());
-  const int batch_index = place.head / p.heads;
-  const int head = place.head - batch_index * p.heads;
-  const int kv_head = head / (p.heads / p.kv_heads);
-  const T* q =
-      static_cast<const T*>(p.q) + batch_index * p.q_strides.batch + head * p.q_strides.head;
-  const T* k =
-      static_cast<const T*>(p.k) + batch_index * p.k_strides.batch + kv_head * p.k_strides.head;
-  const T* v =
-      static_cast<const T*>(p.v) + batch_index * p.v_strides.batch + kv_head * p.v_strides.head;
+  constexpr bool kPacked = kIsPacked<Order>;
+  const BlockPlace place = block_place(order, p.heads, device::block_index_x());
+  if (place.row_block < 0) return;
+  const HeadPlace<kPacked> at(place.head, p.heads);
+  const auto sequence = sequence_at<kPacked>(p, at.sequence);
+  const int kv_head = at.head / (p.heads / p.kv_heads);
 
   // The tiles of keys that some query of the block sees, and of these the ones that all queries see
   // whole.
   const int block_query = place.row_block * Tile::kRows;
-  const int last_query =
-      (block_query + Tile::kRows < p.tokens ? block_query + Tile::kRows : p.tokens) - 1;
-  const KeyRange range = key_range(p, batch_index);
+  const int end_query = block_query + Tile::kRows;
+  const int last_query = (end_query < sequence.tokens ? end_query : sequence.tokens) - 1;
+  const KeyRange range = key_range(p, sequence);
   const int low = range.low(block_query);
   const int high = range.high(last_query);
   const int first_tile = low / Tile::kKeys;
@@ -116,22 +112,27 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(Tile::kThreads, Tile::kBlocks)
   float slope = 0.0f;
   Dropout dropout{};
   if constexpr (kGeneral) {
-    if (p.alibi != nullptr) slope = p.alibi[batch_index * p.alibi_batch_stride + head];
+    if (p.alibi != nullptr && sequence.sees_keys(p)) {
+      slope = p.alibi[sequence.index * p.alibi_batch_stride + at.head];
+    }
     if (p.dropout > 0.0f) {
       dropout = {static_cast<uint64_t>(p.random[0]), static_cast<uint64_t>(p.random[1]),
-                 int64_t{place.head} * p.tokens, (int64_t{p.keys} + 3) / 4, p.dropout};
+                 sequence.lse_row(p, at.head), (int64_t{p.keys} + 3) / 4, p.dropout};
     }
   }
   const int first_row = device::warp_index() * Tile::kRowsPerWarp;  // of the warp, in the tile
   const int first_query = block_query + first_row;
 
   const int last_key = (end_tile - 1) * Tile::kKeys;  // first of the last tile
-  auto k_share = copy_share<KTile>(k, p.k_strides.token, steps.k, last_key, range.first, range.last,
-                                   p.head_dim);
-  auto v_share = copy_share<KTile>(v, p.v_strides.token, steps.v, last_key, range.first, range.last,
-                                   p.head_dim);
+  auto k_share =
+      copy_share<KTile>(sequence.template key_rows<T>(p.k, p.k_strides, kv_head), p.k_strides.token,
+                        steps.k, last_key, range.first, range.last, p.head_dim);
+  auto v_share =
+      copy_share<KTile>(sequence.template key_rows<T>(p.v, p.v_strides, kv_head), p.v_strides.token,
+                        steps.v, last_key, range.first, range.last, p.head_dim);
   if (first_tile < end_tile) {
-    copy_share<QTile>(q, p.q_strides.token, steps.q, block_query, 0, p.tokens, p.head_dim)
+    copy_share<QTile>(sequence.template queries<T>(p.q, p.q_strides, at.head), p.q_strides.token,
+                      steps.q, block_query, 0, sequence.tokens, p.head_dim)
         .template copy<Tile::kThreads>(q_tile);
     k_share.template copy<Tile::kThreads>(k_tile);
     device::cp_async_commit_group();
@@ -160,7 +161,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(Tile::kThreads, Tile::kBlocks)
       device::cp_async_commit_group();
     }
 
-    if constexpr (kGeneral) apply_formulas(scores, p, slope, first_query, first_key);
+    if constexpr (kGeneral) apply_formulas(scores, p, range.shift, slope, first_query, first_key);
     if (first_key < first_whole || first_key + Tile::kKeys > end_whole) {
       mask_scores(scores, range, first_query, first_key);
     }
@@ -170,7 +171,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(Tile::kThreads, Tile::kBlocks)
     }
     multiply_accumulators<T>(out, scores, v_tile, device::not_before(device::lane_index()));
   }
-  store_rows<T>(p, out, softmax, q_tile, place.head, first_query, first_row);
+  store_rows<kPacked, T>(p, out, softmax, q_tile, place.head, first_query, first_row);
 }
 
 }  // namespace llmjp::attention

@@ -3,6 +3,8 @@
 
 #include "attention/attention.h"
 #include "attention/backward_tiles.h"
+#include "attention/packed_schedule.h"
+#include "attention/sequences.cuh"
 #include "device/platform.h"
 
 namespace llmjp::attention {
@@ -26,8 +28,28 @@ LLMJP_DEVICE BackwardRecord<kHeadDim> backward_record(float* workspace, int64_t 
   return {workspace + Scratch::kFirstRecord + tile * Scratch::kRecord};
 }
 
+// Records of a head: of one sequence's, or of all packed ones'.
+template <bool kPacked>
 LLMJP_DEVICE int tiles_of_head(const AttentionBackward& p) {
-  return (p.tokens + kBackwardQueries - 1) / kBackwardQueries;
+  return kPacked ? static_cast<int>(packed_tiles(p.tokens, p.batch, kBackwardQueries))
+                 : (p.tokens + kBackwardQueries - 1) / kBackwardQueries;
+}
+
+// A span of packed queries has its records from here on, in each head.
+LLMJP_DEVICE int first_record_of_span(const AttentionBackward& p, int span) {
+  return p.spans[span].first_token / kBackwardQueries + span;
+}
+
+// The record of a sequence's first tile of queries.
+template <bool kPacked>
+LLMJP_DEVICE int64_t first_record(const AttentionBackward& p, const Sequence<kPacked>& sequence,
+                                  int head) {
+  if constexpr (kPacked) {
+    return int64_t{head} * tiles_of_head<true>(p) + sequence.first_token / kBackwardQueries +
+           sequence.index + 1;
+  } else {
+    return (int64_t{sequence.index} * p.heads + head) * tiles_of_head<false>(p);
+  }
 }
 
 }  // namespace llmjp::attention

@@ -49,7 +49,7 @@ LLMJP_DEVICE void mask_transposed(float (&scores)[kAtoms][kTiles][4], const KeyR
 struct DropoutTransposed {
   uint64_t seed;
   uint64_t offset;
-  int64_t first_row;  // of the head: (batch index · heads + head) · tokens
+  int64_t first_row;  // of the sequence and head: where its lse begins
   int64_t words_of_row;
   float share;
 
@@ -102,13 +102,13 @@ LLMJP_DEVICE device::Vector<float, 2> of_queries(const float* values, int tile, 
 template <int kAtoms, int kTiles>
 LLMJP_DEVICE void apply_formulas_transposed(float (&scores)[kAtoms][kTiles][4],
                                             float (&gradients)[kAtoms][kTiles][4],
-                                            const AttentionProblem& p, const float* delta,
-                                            uint32_t dropped, float slope, int first_key,
-                                            int first_query) {
+                                            const AttentionProblem& p, int shift,
+                                            const float* delta, uint32_t dropped, float slope,
+                                            int first_key, int first_query) {
   const int lane = device::lane_index_here();
   const float inverse_softcap = p.softcap > 0.0f ? 1.0f / p.softcap : 0.0f;
   const float kept = 1.0f / (1.0f - p.dropout);
-  const int corner = first_query + column_of_lane() + p.keys - p.tokens - first_key - row_of_lane();
+  const int corner = first_query + column_of_lane() + shift - first_key - row_of_lane();
   LLMJP_UNROLL
   for (int tile = 0; tile < kTiles; ++tile) {
     const device::Vector<float, 2> deltas = of_queries(delta, tile, lane);

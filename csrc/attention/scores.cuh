@@ -9,6 +9,7 @@
 #include <cmath>
 
 #include "attention/attention.h"
+#include "attention/sequences.cuh"
 #include "device/math.h"
 #include "device/philox.h"
 #include "device/schedule.h"
@@ -47,11 +48,15 @@ struct KeyRange {
   }
 };
 
-LLMJP_DEVICE KeyRange key_range(const AttentionProblem& p, int batch_index) {
-  KeyRange range{0, p.keys, p.keys - p.tokens, p.window_left, p.window_right};
-  if (p.starts_k != nullptr && p.starts_k[batch_index] > 0) range.first = p.starts_k[batch_index];
-  if (p.seqlens_k != nullptr && p.seqlens_k[batch_index] < p.keys) {
-    range.last = p.seqlens_k[batch_index];
+template <bool kPacked>
+LLMJP_DEVICE KeyRange key_range(const AttentionProblem& p, const Sequence<kPacked>& sequence) {
+  KeyRange range{0, sequence.keys, sequence.keys - sequence.tokens, p.window_left, p.window_right};
+  if constexpr (kPacked) {
+    if (!sequence.sees_keys(p)) range.last = 0;
+  } else {
+    const int index = sequence.index;
+    if (p.starts_k != nullptr && p.starts_k[index] > 0) range.first = p.starts_k[index];
+    if (p.seqlens_k != nullptr && p.seqlens_k[index] < p.keys) range.last = p.seqlens_k[index];
   }
   return range;
 }
@@ -86,17 +91,17 @@ LLMJP_DEVICE float tanh_approx(float x) {
   return 1.0f - 2.0f * device::reciprocal_approx(1.0f + device::exp2_approx(2.0f * kLog2E * x));
 }
 
-// Scale, softcap and ALiBi of raw products q · k.
+// Scale, softcap and ALiBi of raw products q · k; query 0 stands at key `shift`.
 template <int kAtoms, int kTiles>
 LLMJP_DEVICE void apply_formulas(float (&scores)[kAtoms][kTiles][4], const AttentionProblem& p,
-                                 float slope, int first_query, int first_key) {
+                                 int shift, float slope, int first_query, int first_key) {
   const float inverse_softcap = p.softcap > 0.0f ? 1.0f / p.softcap : 0.0f;
   LLMJP_UNROLL
   for (int atom = 0; atom < kAtoms; ++atom) {
     LLMJP_UNROLL
     for (int r = 0; r < 4; ++r) {
       const int query = first_query + atom * 16 + r / 2 * 8 + row_of_lane();
-      const int distance = query + p.keys - p.tokens - first_key - column_of_lane() - r % 2;
+      const int distance = query + shift - first_key - column_of_lane() - r % 2;
       LLMJP_UNROLL
       for (int tile = 0; tile < kTiles; ++tile) {
         float score = scores[atom][tile][r] * p.scale;
@@ -175,7 +180,7 @@ struct SoftmaxState {
 struct Dropout {
   uint64_t seed;
   uint64_t offset;
-  int64_t first_row;  // of the head: (batch index · heads + head) · tokens
+  int64_t first_row;  // of the sequence and head: where its lse begins
   int64_t words_of_row;
   float share;
 

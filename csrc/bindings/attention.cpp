@@ -70,7 +70,7 @@ struct Problem {
     random = checked_random_state(random_state, dropout_p, q, op);
     starts = checked_lengths(starts_k, q, op, "starts_k");
     ends = checked_lengths(seqlens_k, q, op, "seqlens_k");
-    slopes = checked_slopes(alibi_slopes, q, op);
+    slopes = checked_slopes(alibi_slopes, sizes[0], sizes[2], q, op);
     params.batch = checked_length(sizes[0], op, "batch");
     params.tokens = checked_length(sizes[1], op, "tokens");
     params.keys = checked_length(k.sizes()[1], op, "keys");
@@ -122,39 +122,40 @@ std::tuple<Tensor, Tensor> attention_fwd(const Tensor& q, const Tensor& k, const
   const Operand values(v, padded_width);
   problem.set_operands(queries, keys, values);
   Tensor out = new_output(q, padded_width);
-  attention::attention_forward(
-      {problem.params, out.mutable_data_ptr(), static_cast<float*>(lse.mutable_data_ptr())},
-      scope.stream());
+  attention::attention_forward({problem.params, out.mutable_data_ptr(),
+                                static_cast<float*>(lse.mutable_data_ptr()), nullptr},
+                               scope.stream());
   return {without_padding(out, sizes[3]), lse};
 }
 
-std::tuple<Tensor, Tensor, Tensor> attention_bwd(
-    const Tensor& dout, const std::optional<Tensor>& dlse, const Tensor& q, const Tensor& k,
-    const Tensor& v, const Tensor& out, const Tensor& lse,
-    const std::optional<Tensor>& alibi_slopes, const std::optional<Tensor>& starts_k,
-    const std::optional<Tensor>& seqlens_k, const std::optional<Tensor>& random_state,
-    std::optional<double> scale, int64_t window_left, int64_t window_right, double softcap,
-    double dropout_p, bool deterministic) {
-  constexpr const char* op = "attention_bwd";
-  const DeviceScope scope(q);
-  Problem problem(q, k, v, alibi_slopes, starts_k, seqlens_k, random_state, scale, window_left,
-                  window_right, softcap, dropout_p, op);
+// What attention_bwd and attention_varlen_bwd are given beside the problem, of four dimensions.
+struct Gradients {
+  const Tensor& dout;
+  const std::optional<Tensor>& dlse;
+  const Tensor& out;
+  const Tensor& lse;
+  torch::headeronly::IntHeaderOnlyArrayRef lse_sizes;
+  bool deterministic;
+};
+
+std::tuple<Tensor, Tensor, Tensor> backward(Problem& problem, const Tensor& q, const Tensor& k,
+                                            const Tensor& v, const Gradients& given,
+                                            const DeviceScope& scope, const char* op) {
   const auto sizes = q.sizes();
   const auto check_output = [&](const Tensor& tensor, const char* name) {
     check_tensor(tensor, sizes, q, op, name);
     check_dtype(tensor, problem.params.type, op, name);
   };
-  check_output(dout, "dout");
-  check_output(out, "out");
-  const int64_t lse_sizes[] = {sizes[0], sizes[2], sizes[1]};
+  check_output(given.dout, "dout");
+  check_output(given.out, "out");
   const auto checked_lse = [&](const Tensor& tensor, const char* name) {
-    check_tensor(tensor, {lse_sizes, 3}, q, op, name);
+    check_tensor(tensor, given.lse_sizes, q, op, name);
     check_dtype(tensor, host::DType::kFloat32, op, name);
     return as_array(tensor);
   };
-  const Tensor lse_array = checked_lse(lse, "lse");
+  const Tensor lse_array = checked_lse(given.lse, "lse");
   std::optional<Tensor> dlse_array;
-  if (dlse) dlse_array = checked_lse(*dlse, "dlse");
+  if (given.dlse) dlse_array = checked_lse(*given.dlse, "dlse");
   if (q.numel() == 0 || k.numel() == 0) {
     return {torch::stable::new_zeros(q, sizes), torch::stable::new_zeros(k, k.sizes()),
             torch::stable::new_zeros(v, v.sizes())};
@@ -163,8 +164,8 @@ std::tuple<Tensor, Tensor, Tensor> attention_bwd(
   const Operand queries(q, padded_width);
   const Operand keys(k, padded_width);
   const Operand values(v, padded_width);
-  const Operand dout_rows(dout, padded_width);
-  const Operand out_rows(out, padded_width);
+  const Operand dout_rows(given.dout, padded_width);
+  const Operand out_rows(given.out, padded_width);
   problem.set_operands(queries, keys, values);
   Tensor dq = new_output(q, padded_width);
   Tensor dk = new_output(k, padded_width);
@@ -181,7 +182,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_bwd(
   params.dv = dv.mutable_data_ptr();
   params.dout_strides = dout_rows.strides;
   params.out_strides = out_rows.strides;
-  params.deterministic = deterministic;
+  params.deterministic = given.deterministic;
   const Tensor workspace =
       new_vector(q, attention::attention_backward_workspace(params), ScalarType::Float);
   params.workspace = static_cast<float*>(workspace.mutable_data_ptr());
@@ -190,10 +191,162 @@ std::tuple<Tensor, Tensor, Tensor> attention_bwd(
   return {without_padding(dq, width), without_padding(dk, width), without_padding(dv, width)};
 }
 
+std::tuple<Tensor, Tensor, Tensor> attention_bwd(
+    const Tensor& dout, const std::optional<Tensor>& dlse, const Tensor& q, const Tensor& k,
+    const Tensor& v, const Tensor& out, const Tensor& lse,
+    const std::optional<Tensor>& alibi_slopes, const std::optional<Tensor>& starts_k,
+    const std::optional<Tensor>& seqlens_k, const std::optional<Tensor>& random_state,
+    std::optional<double> scale, int64_t window_left, int64_t window_right, double softcap,
+    double dropout_p, bool deterministic) {
+  constexpr const char* op = "attention_bwd";
+  const DeviceScope scope(q);
+  Problem problem(q, k, v, alibi_slopes, starts_k, seqlens_k, random_state, scale, window_left,
+                  window_right, softcap, dropout_p, op);
+  const int64_t lse_sizes[] = {q.sizes()[0], q.sizes()[2], q.sizes()[1]};
+  return backward(problem, q, k, v, {dout, dlse, out, lse, {lse_sizes, 3}, deterministic}, scope,
+                  op);
+}
+
+// Packed rows, [total, heads, head_dim], as a batch of one.
+Tensor one_batch(const Tensor& rows) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 2> stack{from(rows), from(int64_t{0})};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::unsqueeze", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// The way back.
+Tensor packed_rows(const Tensor& batch) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 2> stack{from(batch), from(int64_t{0})};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::squeeze", "dim", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// int32 [batch + 1] on q's device, as an array.
+Tensor checked_boundaries(const Tensor& cu_seqlens, int64_t batch, const Tensor& q, const char* op,
+                          const char* name) {
+  check_vector(cu_seqlens, batch + 1, q, op, name);
+  check(cu_seqlens.scalar_type() == ScalarType::Int, op, ": ", name, " must be int32, got ",
+        torch::headeronly::toString(cu_seqlens.scalar_type()), ".");
+  return as_array(cu_seqlens);
+}
+
+// The same as Problem for packed sequences.
+struct PackedProblem {
+  Tensor q, k, v;  // batches of one
+  Problem problem;
+  std::optional<Tensor> boundaries_q, boundaries_k, slopes;
+
+  PackedProblem(const Tensor& packed_q, const Tensor& packed_k, const Tensor& packed_v,
+                const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
+                const std::optional<Tensor>& alibi_slopes,
+                const std::optional<Tensor>& random_state, int64_t max_seqlen_q,
+                int64_t max_seqlen_k, std::optional<double> scale, int64_t window_left,
+                int64_t window_right, double softcap, double dropout_p, const char* op)
+      : q(checked_rows(packed_q, op, "q")),
+        k(checked_rows(packed_k, op, "k")),
+        v(checked_rows(packed_v, op, "v")),
+        problem(q, k, v, std::nullopt, std::nullopt, std::nullopt, random_state, scale, window_left,
+                window_right, softcap, dropout_p, op) {
+    AttentionProblem& params = problem.params;
+    const auto bounds = cu_seqlens_q.sizes();
+    check(bounds.size() == 1 && bounds[0] >= 1, op,
+          ": cu_seqlens_q must be [sequences + 1], got shape ", describe(bounds), ".");
+    const int64_t batch = bounds[0] - 1;
+    boundaries_q = checked_boundaries(cu_seqlens_q, batch, q, op, "cu_seqlens_q");
+    boundaries_k = checked_boundaries(cu_seqlens_k, batch, q, op, "cu_seqlens_k");
+    check((batch + 2) * params.heads <= std::numeric_limits<int32_t>::max(), op,
+          ": sequences times heads must be below 2147483648, got ", batch, " and ", params.heads,
+          ".");
+    params.batch = static_cast<int>(batch);
+    params.cu_seqlens_q = data_or_null<int32_t>(boundaries_q);
+    params.cu_seqlens_k = data_or_null<int32_t>(boundaries_k);
+    params.longest_q = checked_longest(max_seqlen_q, op, "max_seqlen_q");
+    params.longest_k = checked_longest(max_seqlen_k, op, "max_seqlen_k");
+    slopes = checked_slopes(alibi_slopes, batch, params.heads, q, op);
+    params.alibi = data_or_null<float>(slopes);
+    params.alibi_batch_stride = slopes && slopes->sizes().size() == 2 ? params.heads : 0;
+  }
+
+  // Rows of no sequence have places in lse too.
+  std::array<int64_t, 2> lse_sizes() const { return {q.sizes()[2], q.sizes()[1]}; }
+
+  static Tensor checked_rows(const Tensor& rows, const char* op, const char* name) {
+    check(rows.sizes().size() == 3, op, ": ", name, " must be [total, heads, head_dim], got ",
+          describe(rows.sizes()), ".");
+    return one_batch(rows);
+  }
+
+ private:
+  static int checked_longest(int64_t length, const char* op, const char* name) {
+    check(length >= 0, op, ": ", name, " must not be negative, got ", length, ".");
+    return static_cast<int>(std::min(length, attention::kLargestLength));
+  }
+};
+
+std::tuple<Tensor, Tensor> attention_varlen_fwd(
+    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens_q,
+    const Tensor& cu_seqlens_k, const std::optional<Tensor>& alibi_slopes,
+    const std::optional<Tensor>& random_state, int64_t max_seqlen_q, int64_t max_seqlen_k,
+    std::optional<double> scale, int64_t window_left, int64_t window_right, double softcap,
+    double dropout_p) {
+  const DeviceScope scope(q);
+  PackedProblem packed(q, k, v, cu_seqlens_q, cu_seqlens_k, alibi_slopes, random_state,
+                       max_seqlen_q, max_seqlen_k, scale, window_left, window_right, softcap,
+                       dropout_p, "attention_varlen_fwd");
+  AttentionProblem& params = packed.problem.params;
+  const auto lse_sizes = packed.lse_sizes();
+  Tensor lse = torch::stable::new_empty(q, {lse_sizes.data(), 2}, ScalarType::Float);
+  if (q.numel() == 0) {
+    return {torch::stable::new_empty(q, q.sizes()), lse};
+  }
+  const Operand queries(packed.q, params.head_dim);
+  const Operand keys(packed.k, params.head_dim);
+  const Operand values(packed.v, params.head_dim);
+  packed.problem.set_operands(queries, keys, values);
+  Tensor out = new_output(packed.q, params.head_dim);
+  const Tensor workspace =
+      new_vector(q, attention::attention_forward_workspace(params), ScalarType::Int);
+  attention::attention_forward(
+      {params, out.mutable_data_ptr(), static_cast<float*>(lse.mutable_data_ptr()),
+       static_cast<int32_t*>(workspace.mutable_data_ptr())},
+      scope.stream());
+  return {packed_rows(without_padding(out, q.sizes()[2])), lse};
+}
+
+std::tuple<Tensor, Tensor, Tensor> attention_varlen_bwd(
+    const Tensor& dout, const std::optional<Tensor>& dlse, const Tensor& q, const Tensor& k,
+    const Tensor& v, const Tensor& out, const Tensor& lse, const Tensor& cu_seqlens_q,
+    const Tensor& cu_seqlens_k, const std::optional<Tensor>& alibi_slopes,
+    const std::optional<Tensor>& random_state, int64_t max_seqlen_q, int64_t max_seqlen_k,
+    std::optional<double> scale, int64_t window_left, int64_t window_right, double softcap,
+    double dropout_p, bool deterministic) {
+  constexpr const char* op = "attention_varlen_bwd";
+  const DeviceScope scope(q);
+  PackedProblem packed(q, k, v, cu_seqlens_q, cu_seqlens_k, alibi_slopes, random_state,
+                       max_seqlen_q, max_seqlen_k, scale, window_left, window_right, softcap,
+                       dropout_p, op);
+  const auto lse_sizes = packed.lse_sizes();
+  const auto [dq, dk, dv] = backward(packed.problem, packed.q, packed.k, packed.v,
+                                     {PackedProblem::checked_rows(dout, op, "dout"),
+                                      dlse,
+                                      PackedProblem::checked_rows(out, op, "out"),
+                                      lse,
+                                      {lse_sizes.data(), 2},
+                                      deterministic},
+                                     scope, op);
+  return {packed_rows(dq), packed_rows(dk), packed_rows(dv)};
+}
+
 }  // namespace
 }  // namespace llmjp::bindings
 
 LLMJP_LIBRARY_IMPL(LLMJP_NAMESPACE, LLMJP_DISPATCH_KEY, library) {
   library.impl("attention_fwd", TORCH_BOX(&llmjp::bindings::attention_fwd));
   library.impl("attention_bwd", TORCH_BOX(&llmjp::bindings::attention_bwd));
+  library.impl("attention_varlen_fwd", TORCH_BOX(&llmjp::bindings::attention_varlen_fwd));
+  library.impl("attention_varlen_bwd", TORCH_BOX(&llmjp::bindings::attention_varlen_bwd));
 }

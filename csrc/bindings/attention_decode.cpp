@@ -75,7 +75,8 @@ std::tuple<Tensor, Tensor> attention_decode(
 
   const std::optional<Tensor> seqlens = checked_lengths(cache_seqlens, q, kOp, "cache_seqlens");
   const std::optional<Tensor> starts = checked_lengths(starts_k, q, kOp, "starts_k");
-  const std::optional<Tensor> slopes = checked_slopes(alibi_slopes, q, kOp);
+  const std::optional<Tensor> slopes =
+      checked_slopes(alibi_slopes, q.sizes()[0], q.sizes()[2], q, kOp);
   std::optional<Tensor> table;
   if (block_table) {
     check(block_table->sizes().size() == 2, kOp, ": block_table must be [batch, pages], got ",

@@ -79,12 +79,13 @@ inline std::optional<Tensor> checked_lengths(const std::optional<Tensor>& length
   return as_array(*lengths);
 }
 
-inline std::optional<Tensor> checked_slopes(const std::optional<Tensor>& slopes, const Tensor& q,
-                                            const char* op) {
+// float32 [heads] or [batch, heads] on q's device, as an array.
+inline std::optional<Tensor> checked_slopes(const std::optional<Tensor>& slopes, int64_t batch,
+                                            int64_t heads, const Tensor& q, const char* op) {
   if (!slopes) {
     return std::nullopt;
   }
-  const int64_t sizes[] = {q.sizes()[0], q.sizes()[2]};
+  const int64_t sizes[] = {batch, heads};
   const bool shared = slopes->sizes().size() == 1;
   check_tensor(*slopes, {shared ? sizes + 1 : sizes, shared ? size_t{1} : size_t{2}}, q, op,
                "alibi_slopes");

@@ -58,6 +58,23 @@ LLMJP_LIBRARY(LLMJP_NAMESPACE, library) {
       "bool deterministic)"
       " -> (Tensor dq, Tensor dk, Tensor dv)");
 
+  // The same of packed sequences: q [total, heads, head_dim], of which sequence i is rows
+  // cu_seqlens_q[i] to cu_seqlens_q[i + 1], int32; k and v likewise. lse is fp32 [heads, total].
+  // Rows of no sequence have out 0, lse -inf, and gradients of 0.
+  library.def(
+      "attention_varlen_fwd(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor "
+      "cu_seqlens_k, Tensor? alibi_slopes, Tensor? random_state, SymInt max_seqlen_q, SymInt "
+      "max_seqlen_k, float? scale, int window_left, int window_right, float softcap, float "
+      "dropout_p)"
+      " -> (Tensor out, Tensor lse)");
+
+  library.def(
+      "attention_varlen_bwd(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, "
+      "Tensor lse, Tensor cu_seqlens_q, Tensor cu_seqlens_k, Tensor? alibi_slopes, Tensor? "
+      "random_state, SymInt max_seqlen_q, SymInt max_seqlen_k, float? scale, int window_left, "
+      "int window_right, float softcap, float dropout_p, bool deterministic)"
+      " -> (Tensor dq, Tensor dk, Tensor dv)");
+
   // Appends k_new and v_new to the caches, then attention of q over their cache_seqlens + new keys.
   library.def(
       "attention_decode(Tensor q, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor cache_seqlens, "

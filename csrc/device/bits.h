@@ -1,4 +1,4 @@
-// Integers: the bits of a float, counting zeros, wide products.
+// Integers: the bits of a float, counting zeros and ones, wide products.
 #pragma once
 
 #include <bit>
@@ -17,6 +17,8 @@ LLMJP_DEVICE uint64_t multiply_high(uint64_t a, uint64_t b) { return __umul64hi(
 LLMJP_DEVICE int leading_zeros(uint32_t value) { return __clz(static_cast<int>(value)); }
 LLMJP_DEVICE int trailing_zeros(uint32_t value) { return __ffs(static_cast<int>(value)) - 1; }
 
+LLMJP_DEVICE int count_ones(uint32_t value) { return __popc(value); }
+
 #else
 
 inline uint64_t multiply_high(uint64_t a, uint64_t b) {
@@ -25,6 +27,7 @@ inline uint64_t multiply_high(uint64_t a, uint64_t b) {
 }
 inline int leading_zeros(uint32_t value) { return std::countl_zero(value); }
 inline int trailing_zeros(uint32_t value) { return std::countr_zero(value); }
+inline int count_ones(uint32_t value) { return std::popcount(value); }
 
 #endif
 

@@ -160,26 +160,30 @@ def ungrouped(x: Tensor, tokens: int) -> Tensor:
     return x.permute(0, 3, 1, 2, 4).reshape(batch, tokens, -1, width)
 
 
-def dropout_scale(
-    random_state: Tensor, dropout_p: float, shape: tuple[int, int, int, int], rows: range
-) -> Tensor:
-    """What dropout multiplies the probabilities of some rows with: 0 or 1 / (1 - p).
+@dataclasses.dataclass(frozen=True)
+class Dropout:
+    """Which probabilities are dropped: rows of `row_dropout`, one for each query and head."""
 
-    That of row (batch_index * heads + head) * tokens + query in `row_dropout`.
+    random_state: Tensor  # (seed, offset), int64 [2]
+    share: float  # of the probabilities that is dropped
+    first_row: Tensor  # number of query 0's row, int64 [batch, heads]
+    row_width: int
 
-    Args:
-        random_state: (seed, offset), int64 [2].
-        dropout_p: share of the probabilities that is dropped.
-        shape: (batch, heads, tokens, keys) of the whole attention.
-        rows: the query rows wanted.
+    @classmethod
+    def of_batch(cls, random_state: Tensor, share: float, q: Tensor, k: Tensor) -> "Dropout":
+        """Query i's row is (batch_index * heads + head) * tokens + i; shapes as in `attention`."""
+        batch, tokens, heads, _ = q.shape
+        head = torch.arange(batch * heads, device=q.device).view(batch, heads)
+        return cls(random_state, share, head * tokens, k.shape[1])
 
-    Returns:
-        float32 [batch, heads, len(rows), keys].
-    """
-    batch, heads, tokens, keys = shape
-    head = torch.arange(batch * heads, device=random_state.device).view(batch, heads, 1)
-    query = torch.arange(rows.start, rows.stop, device=random_state.device)
-    return row_dropout(random_state, dropout_p, head * tokens + query, keys)
+    def scale(self, rows: range, keys: int) -> Tensor:
+        """What the probabilities of some queries are multiplied with, 0 or 1 / (1 - share).
+
+        float32 [batch, heads, len(rows), keys], of the first `keys` keys.
+        """
+        query = torch.arange(rows.start, rows.stop, device=self.first_row.device)
+        row = self.first_row[..., None] + query
+        return row_dropout(self.random_state, self.share, row, keys, self.row_width)
 
 
 @dataclasses.dataclass
@@ -199,8 +203,7 @@ def _blocks(
     q: Tensor,
     keys_t: Tensor,
     scoring: Scoring,
-    random_state: Tensor | None,
-    dropout_p: float,
+    dropout: Dropout | None,
 ) -> Iterator[_Block]:
     batch, tokens, heads, _ = q.shape
     kv_heads, keys = keys_t.shape[1], keys_t.shape[3]
@@ -221,11 +224,8 @@ def _blocks(
             scores = scores - slopes * scoring.distance(i, j).abs()
         if scoring.masks:
             scores = scores.masked_fill(~scoring.allowed(i, j), -torch.inf)
-        dropout = None
-        if random_state is not None:
-            dropout = dropout_scale(random_state, dropout_p, (batch, heads, tokens, keys), rows)
-            dropout = dropout[..., low:high]
-        yield _Block(rows, low, high, query, scores, capped, dropout)
+        kept = None if dropout is None else dropout.scale(rows, high)[..., low:]
+        yield _Block(rows, low, high, query, scores, capped, kept)
 
 
 def _probabilities(scores: Tensor, lse: Tensor) -> Tensor:
@@ -238,11 +238,10 @@ def forward(
     k: Tensor,
     v: Tensor,
     scoring: Scoring,
-    random_state: Tensor | None = None,
-    dropout_p: float = 0.0,
+    dropout: Dropout | None = None,
 ) -> tuple[Tensor, Tensor]:
     """out as q, and lse float32 [batch, heads, tokens]; shapes as in `attention`."""
-    if random_state is None and (flash := _flash_mask(q, k, scoring)) is not None:
+    if dropout is None and (flash := _flash_mask(q, k, scoring)) is not None:
         return _flash_forward(q, k, v, *flash, scoring.scale)
     batch, tokens, heads, _ = q.shape
     kv_heads = k.shape[2]
@@ -250,7 +249,7 @@ def forward(
     values = v.float().transpose(1, 2)
     out = q.new_zeros(q.shape)
     lse = q.new_full((batch, heads, tokens), -torch.inf, dtype=torch.float32)
-    for block in _blocks(q, keys_t, scoring, random_state, dropout_p):
+    for block in _blocks(q, keys_t, scoring, dropout):
         if block.low == block.high:
             continue
         rows = slice(block.rows.start, block.rows.stop)
@@ -273,11 +272,10 @@ def backward(
     out: Tensor,
     lse: Tensor,
     scoring: Scoring,
-    random_state: Tensor | None = None,
-    dropout_p: float = 0.0,
+    dropout: Dropout | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v; the scores are computed again, from lse."""
-    flash = _flash_mask(q, k, scoring) if random_state is None and dlse is None else None
+    flash = _flash_mask(q, k, scoring) if dropout is None and dlse is None else None
     if flash is not None:
         return _flash_backward(dout, q, k, v, out, lse, *flash, scoring.scale)
     batch, keys, kv_heads, width = k.shape
@@ -289,7 +287,7 @@ def backward(
     delta = (dout.float() * out.float()).sum(-1).transpose(1, 2)
     if dlse is not None:
         delta = delta - dlse
-    for block in _blocks(q, keys_t, scoring, random_state, dropout_p):
+    for block in _blocks(q, keys_t, scoring, dropout):
         if block.low == block.high:
             continue
         rows, columns = slice(block.rows.start, block.rows.stop), slice(block.low, block.high)

@@ -87,23 +87,26 @@ def to_uniform(word: Tensor) -> Tensor:
     return (word >> 8).to(torch.float32) * 2.0**-24
 
 
-def row_dropout(random_state: Tensor, dropout_p: float, row: Tensor, width: int) -> Tensor:
+def row_dropout(
+    random_state: Tensor, dropout_p: float, row: Tensor, width: int, row_width: int | None = None
+) -> Tensor:
     """What dropout multiplies some rows with, 0 or 1 / (1 - p), as csrc/device/dropout.h has it.
 
     Element j of row i is dropped where the uniform of word j % 4 of Philox at position
-    i * ceil(width / 4) + j // 4 is below p.
+    i * ceil(row_width / 4) + j // 4 is below p.
 
     Args:
         random_state: (seed, offset), int64 [2].
         dropout_p: share of the elements that is dropped.
         row: numbers of the rows wanted, int64 [...].
-        width: elements of a row.
+        width: elements wanted of a row, from the first on.
+        row_width: elements of a row; None means all are wanted.
 
     Returns:
         float32 [..., width].
     """
-    words_of_row = (width + 3) // 4
-    word = torch.arange(words_of_row, device=random_state.device)
+    words_of_row = ((width if row_width is None else row_width) + 3) // 4
+    word = torch.arange((width + 3) // 4, device=random_state.device)
     position = row[..., None] * words_of_row + word
     uniform = torch.stack([to_uniform(word) for word in philox(random_state, position)], -1)
     return (uniform.flatten(-2)[..., :width] >= dropout_p).float() / (1.0 - dropout_p)

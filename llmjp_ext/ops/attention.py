@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from llmjp_ext import _library
 from llmjp_ext.ops import _attention_torch
-from llmjp_ext.ops._attention_torch import Scoring
+from llmjp_ext.ops._attention_torch import Dropout, Scoring
 from llmjp_ext.ops._support import (
     FLOAT_NAMES,
     FLOATS,
@@ -122,8 +122,7 @@ def attention(
     check_alibi("attention", alibi_slopes, q)
     check_lengths("attention", "starts_k", starts_k, q)
     check_lengths("attention", "seqlens_k", seqlens_k, q)
-    if not 0.0 <= dropout_p < 1.0:
-        raise ValueError(f"attention: dropout_p must be at least 0 and below 1, got {dropout_p}.")
+    check_dropout("attention", dropout_p)
     random_state = draw_random_state(q.device) if dropout_p > 0 else None
     arguments = (
         q,
@@ -198,11 +197,21 @@ def check_softcap(op: str, softcap: float) -> None:
         raise ValueError(f"{op}: softcap must not be negative, got {softcap}.")
 
 
-def check_alibi(op: str, slopes: Tensor | None, q: Tensor) -> None:
-    """Raises unless slopes are float32 [heads] or [batch, heads] of q, on its device."""
+def check_dropout(op: str, dropout_p: float) -> None:
+    """Raises ValueError unless dropout_p is a share below 1."""
+    if not 0.0 <= dropout_p < 1.0:
+        raise ValueError(f"{op}: dropout_p must be at least 0 and below 1, got {dropout_p}.")
+
+
+def check_alibi(op: str, slopes: Tensor | None, q: Tensor, batch: int | None = None) -> None:
+    """Raises unless slopes are float32 [heads] or [batch, heads], on q's device.
+
+    q is [..., heads, head_dim]; batch is its first size unless given.
+    """
     if slopes is None:
         return
-    batch, heads = q.shape[0], q.shape[2]
+    heads = q.shape[-2]
+    batch = q.shape[0] if batch is None else batch
     if slopes.dtype != torch.float32:
         raise TypeError(f"{op}: alibi_slopes must be float32, got {slopes.dtype}.")
     if slopes.shape != (heads,) and slopes.shape != (batch, heads):
@@ -301,6 +310,10 @@ def _scoring(
     )
 
 
+def _dropout(random_state: Tensor | None, dropout_p: float, q: Tensor, k: Tensor) -> Dropout | None:
+    return None if random_state is None else Dropout.of_batch(random_state, dropout_p, q, k)
+
+
 @without_autocast
 def _torch_fwd(
     q: Tensor,
@@ -324,7 +337,7 @@ def _torch_fwd(
     scoring = _scoring(
         q, k, alibi_slopes, starts_k, seqlens_k, scale, window_left, window_right, softcap
     )
-    return _attention_torch.forward(q, k, v, scoring, random_state, dropout_p)
+    return _attention_torch.forward(q, k, v, scoring, _dropout(random_state, dropout_p, q, k))
 
 
 @without_autocast
@@ -352,9 +365,8 @@ def _torch_bwd(
     scoring = _scoring(
         q, k, alibi_slopes, starts_k, seqlens_k, scale, window_left, window_right, softcap
     )
-    return _attention_torch.backward(
-        dout, dlse, q, k, v, out, lse, scoring, random_state, dropout_p
-    )
+    dropout = _dropout(random_state, dropout_p, q, k)
+    return _attention_torch.backward(dout, dlse, q, k, v, out, lse, scoring, dropout)
 
 
 for _name, _torch, _fake in (
