@@ -181,6 +181,15 @@ TEST(attention_of_senseless_lengths_touches_only_what_is_there) {
   }
 }
 
+// Sequences that overlap share the counters by which the blocks of keys take turns.
+TEST(attention_of_overlapping_sequences_does_not_wait_for_ever) {
+  const Heads heads{1, 1, 64, -1, 0, 0.0f};
+  for (const auto& lengths : {std::vector<int32_t>{0, 400, 20, 380, 5}, {0, 400, 0, 400}}) {
+    const Packing packing{lengths, lengths, 400, 400};
+    CHECK_EQUAL(run(draw(packing, heads), heads, packing).lse.size(), size_t{400});
+  }
+}
+
 TEST(packed_sequences_come_longest_first_and_their_tiles_once) {
   // 600 sequences, more than there are buckets and threads, some empty.
   std::mt19937 random(3);
