@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <memory>
+#include <numeric>
 #include <span>
 #include <string>
 #include <system_error>
@@ -110,7 +111,7 @@ class PyTokenizer {
           tokenizer_->encode(first, other, options, ids);
         }
       }
-      return lists_->list_of(ids.data(), ids.size());
+      return lists_->list_of(ids.data(), ids.size(), ids.size());
     });
   }
 
@@ -128,10 +129,14 @@ class PyTokenizer {
           const CollectorPaused paused;
           for (const auto& part : parts) {
             auto* ids = part.ids;
-            for (size_t i = part.begin; i < part.end; ids += part.counts[i++]) {
+            auto left = static_cast<size_t>(
+                std::accumulate(part.counts + part.begin, part.counts + part.end, int64_t{0}));
+            for (size_t i = part.begin; i < part.end; ++i) {
               const auto count = static_cast<size_t>(part.counts[i]);
               PyList_SET_ITEM(result.ptr(), static_cast<Py_ssize_t>(i),
-                              lists_->list_of(ids, count).release().ptr());
+                              lists_->list_of(ids, count, left).release().ptr());
+              ids += count;
+              left -= count;
             }
           }
         };
@@ -181,7 +186,7 @@ class PyTokenizer {
         PyList_SET_ITEM(pairs.ptr(), static_cast<Py_ssize_t>(i),
                         py::make_tuple(spans[i].begin, spans[i].end).release().ptr());
       }
-      return py::make_tuple(lists_->list_of(ids.data(), ids.size()), pairs);
+      return py::make_tuple(lists_->list_of(ids.data(), ids.size(), ids.size()), pairs);
     });
   }
 

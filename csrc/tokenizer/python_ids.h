@@ -139,10 +139,17 @@ class IdLists {
   IdLists(const IdLists&) = delete;
   IdLists& operator=(const IdLists&) = delete;
 
+  // `readable` ids, `count` or more, may be looked at: those that the next lists will have. Their
+  // integers are fetched ahead, since they lie all over the memory.
   template <class Id>
-  pybind11::list list_of(const Id* ids, size_t count) {
+  pybind11::list list_of(const Id* ids, size_t count, size_t readable) {
+    constexpr size_t kAhead = 8;
     pybind11::list result(count);
     for (size_t i = 0; i < count; ++i) {
+      if (i + 2 * kAhead < readable) {
+        __builtin_prefetch(&integers_[ids[i + 2 * kAhead]]);
+        if (PyObject* const next = integers_[ids[i + kAhead]]) __builtin_prefetch(next, 1);
+      }
       PyObject*& integer = integers_[ids[i]];
       if (integer == nullptr) {
         integer = PyLong_FromUnsignedLong(ids[i]);
