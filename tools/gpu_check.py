@@ -67,8 +67,18 @@ class Stage:
         if self.group == "build":
             return [python, str(Path(__file__).resolve()), "--build"]
         if self.group == "test":
-            options = ("-m", "gpu", "-q", "-rf", "--tb=short", "--maxfail=20")
-            return [python, "-m", "pytest", *options, f"tests/test_{self.what}.py"]
+            pytest = [
+                python,
+                "-m",
+                "pytest",
+                "-m",
+                "gpu",
+                "-q",
+                "-rf",
+                "--tb=short",
+                "--maxfail=20",
+            ]
+            return [*pytest, f"tests/test_{self.what}.py"]
         if self.group == "sanitize":
             options = ("--tool", self.what, "--error-exitcode", "9")
             return ["compute-sanitizer", *options, python, "tools/sanitize.py"]
@@ -289,9 +299,9 @@ def build() -> int:
     print(f"architectures {architectures or '(default)'}, {jobs} jobs", flush=True)
     definitions = [f"-D{name}={value}" for name, value in options.items()]
     for command in (
-        ["cmake", "-S", ".", "-B", tree, "-G", "Ninja", *definitions],
-        ["cmake", "--build", tree, "--parallel", jobs],
-        ["cmake", "--install", tree, "--prefix", "llmjp_ext", "--component", "package"],
+        ["cmake", "-S", ".", "-B", str(tree), "-G", "Ninja", *definitions],
+        ["cmake", "--build", str(tree), "--parallel", jobs],
+        ["cmake", "--install", str(tree), "--prefix", "llmjp_ext", "--component", "package"],
         [sys.executable, "-m", "llmjp_ext"],
     ):
         code = subprocess.run(command, cwd=ROOT, check=False).returncode

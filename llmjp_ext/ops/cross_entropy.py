@@ -5,7 +5,7 @@ can write the gradient over the logits.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, overload
 
 import torch
@@ -15,9 +15,9 @@ from torch.autograd.function import once_differentiable
 from llmjp_ext import _library
 from llmjp_ext.ops._support import FLOAT_NAMES, FLOATS, needs_grad, without_autocast
 
-# Logits that the PyTorch implementation holds in float32 at a time: 16 MiB. Smaller chunks make
-# more parallel regions, which cost where other processes want the cores.
-_LOGITS_OF_CHUNK = 1 << 22
+# Logits that the PyTorch implementation holds in float32 at a time, twice: 16 MiB. Smaller chunks
+# make more parallel regions, which cost where other processes want the cores.
+_LOGITS_OF_CHUNK = 1 << 21
 
 _REDUCTIONS = ("mean", "sum", "none")
 
@@ -242,14 +242,21 @@ def _chunks(rows_first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]
     yield from zip(*(t.split(rows) for t in flat), strict=True)
 
 
-def _work_space(logits: Tensor, classes: int) -> Tensor:
-    """Room for the float32 of the largest chunk: fresh memory costs more than arithmetic."""
-    rows = min(math.prod(logits.shape[:-1]), max(1, _LOGITS_OF_CHUNK // logits.shape[-1]))
-    return logits.new_empty((rows * classes,), dtype=torch.float32)
+class _WorkSpace:
+    """Room for two float32 copies of the largest chunk: fresh memory costs more than arithmetic."""
 
+    def __init__(self, logits: Tensor, classes: int) -> None:
+        rows = min(math.prod(logits.shape[:-1]), max(1, _LOGITS_OF_CHUNK // logits.shape[-1]))
+        self.logits, self.results = (
+            logits.new_empty((rows, classes), dtype=torch.float32) for _ in range(2)
+        )
 
-def _rows_of(work: Tensor, x: Tensor, classes: int) -> Tensor:
-    return work[: x.shape[0] * classes].view(x.shape[0], classes)
+    def apply(self, function: Callable[..., Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        """A chunk's valid logits in float32, and what log_softmax or softmax makes of them."""
+        rows = x.shape[0]
+        # Converted first: operations on two dtypes at once are several times slower on a CPU.
+        logits = self.logits[:rows].copy_(x[:, : self.logits.shape[1]])
+        return logits, function(logits, -1, False, out=self.results[:rows])
 
 
 def _is_flat(x: Tensor) -> bool:
@@ -285,17 +292,17 @@ def _torch_fwd(
     results = _fake_fwd(logits, targets)
     if targets.numel() == 0:
         return results
-    work = _work_space(logits, classes)
+    work = _WorkSpace(logits, classes)
     for x, target, loss_rows, largest_rows, log_sum_rows in _chunks(logits, targets, *results):
-        largest = x[:, :classes].amax(-1).float()
-        x = torch.sub(x[:, :classes], largest[:, None], out=_rows_of(work, x, classes))
+        # One pass; exp and sum apart take twice as long. The largest logit's is -log_sum.
+        x, log_p = work.apply(torch.ops.aten._log_softmax.out, x)
+        largest, log_sum = x.amax(-1), -log_p.amax(-1)
         ignored = target == ignore_index
-        picked = x.gather(1, target.masked_fill(ignored, 0)[:, None])[:, 0]
-        mean = x.mean(-1) if label_smoothing > 0 else 0.0
-        log_sum = x.exp_().sum(-1).log()
+        picked = x.gather(1, target.masked_fill(ignored, 0)[:, None])[:, 0] - largest
         # Relative to the largest logit, since lse - logit would cancel where the loss is small.
         value = log_sum - picked
         if label_smoothing > 0:
+            mean = x.sub_(largest[:, None]).mean(-1)
             value = value + label_smoothing * (picked - mean)
         if z_loss > 0:
             value = value + z_loss * (largest + log_sum).square()
@@ -322,21 +329,24 @@ def _write_gradient(
     if targets.numel() == 0:
         return
     classes = logits.shape[-1] if valid_vocab is None else valid_vocab
-    work = _work_space(logits, classes)
+    work = _WorkSpace(logits, classes)
     rows = (logits, dlogits, targets, largest, log_sum, dloss.expand_as(log_sum))
     for x, dx, target, chunk_largest, chunk_log_sum, g in _chunks(*rows):
         ignored = target == ignore_index
         g = g.float().masked_fill(ignored, 0.0)[:, None]
-        m, s = chunk_largest[:, None], chunk_log_sum[:, None]
-        gradient = torch.sub(x[:, :classes], m, out=_rows_of(work, x, classes)).sub_(s).exp_()
-        gradient *= g * (1.0 + 2.0 * z_loss * (m + s))
+        lse = (chunk_largest + chunk_log_sum)[:, None]
+        _, gradient = work.apply(torch.ops.aten._softmax.out, x)
+        gradient *= g * (1.0 + 2.0 * z_loss * lse)
         if label_smoothing > 0:
             gradient -= g * (label_smoothing / classes)
         place = target.masked_fill(ignored, 0)[:, None]
         wanted = gradient.gather(1, place) - g * (1.0 - label_smoothing)
         gradient.scatter_(1, place, wanted)
-        # Also where logits that nobody looks at are NaN or infinite.
-        gradient.masked_fill_(ignored[:, None], 0.0)
+        # Also where logits that nobody looks at are NaN or infinite. A pass over all is slow.
+        if gradient.is_cuda:
+            gradient.masked_fill_(ignored[:, None], 0.0)
+        else:
+            gradient.index_fill_(0, ignored.nonzero()[:, 0], 0.0)
         dx[:, :classes] = gradient
         dx[:, classes:] = 0.0
 
