@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import llmjp_ext
+from llmjp_ext.ops import cross_entropy as cross_entropy_module
 from llmjp_ext.ops import linear_cross_entropy as module
 from llmjp_ext.reference import linear_cross_entropy as reference
 from llmjp_ext.testing import GRADIENT_FACTOR, assert_accurate
@@ -40,6 +41,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks of tokens and of columns, the last of each not full."""
     monkeypatch.setattr(module, "_CHUNK_BYTES", dict.fromkeys(("cpu", "cuda"), 17 * 256 * 4))
     monkeypatch.setattr(module, "_CPU_COLUMNS", 60)
+    monkeypatch.setattr(cross_entropy_module, "_LOGITS_OF_CHUNK", 5 * 256)
     monkeypatch.setattr(module, "_SCALED_ELEMENTS", 900)
 
 
@@ -359,15 +361,15 @@ def test_logits_are_never_whole(dtype: torch.dtype, reduction: str) -> None:
     assert memory.most_bytes <= results + rows + 3 * chunk + scaled < 2000 * VOCAB * dtype.itemsize
 
 
-@pytest.mark.parametrize("width", [2048, 5120])
+@pytest.mark.parametrize(("vocab", "width"), [(50688, 2048), (50688, 5120), (256_000, 2048)])
 def test_half_a_gigabyte_beyond_the_weights_gradient(
-    width: int, monkeypatch: pytest.MonkeyPatch
+    vocab: int, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """16k tokens, 50,688 classes, bfloat16 and a GPU's chunks: counted without any data."""
+    """16k tokens, large vocabularies, bfloat16, a GPU's chunks: counted without any data."""
     monkeypatch.undo()
     monkeypatch.setitem(module._CHUNK_BYTES, "cpu", module._CHUNK_BYTES["cuda"])
     hidden = torch.empty(16384, width, dtype=torch.bfloat16, device="meta", requires_grad=True)
-    weight = torch.empty(50688, width, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    weight = torch.empty(vocab, width, dtype=torch.bfloat16, device="meta", requires_grad=True)
     targets = torch.empty(16384, dtype=torch.int64, device="meta")
     options = (torch.bfloat16, -100, 0.0, 0.0, None)
     with LiveMemory(hidden, weight, targets) as memory:
@@ -376,7 +378,7 @@ def test_half_a_gigabyte_beyond_the_weights_gradient(
             hidden, weight, None, targets, targets != -100, options, [True, True, False], "mean"
         )
         loss.backward()
-    gradient = 50688 * width * 4
+    gradient = vocab * width * 4
     assert weight.grad.shape == weight.shape and weight.grad.dtype == torch.bfloat16
     assert hidden.nbytes < memory.most_bytes - gradient <= 500_000_000
 
