@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,21 @@ _LOW_WORD = 0xFFFFFFFF
 def needs_grad(*tensors: Tensor | None) -> bool:
     """Whether autograd has to record an op on these tensors."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def distinct(*arguments: Any) -> tuple[Any, ...]:
+    """An autograd function's arguments, a tensor given a second time as a view of itself.
+
+    Dynamo refuses to trace such a function where two of its arguments are one tensor, as in
+    layer_norm(x, ..., residual=x). Eager autograd needs no view.
+    """
+    if not torch.compiler.is_compiling():
+        return arguments
+    result: list[Any] = []
+    for i, argument in enumerate(arguments):
+        again = isinstance(argument, Tensor) and any(argument is a for a in arguments[:i])
+        result.append(argument.view_as(argument) if again else argument)
+    return tuple(result)
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

@@ -17,6 +17,7 @@ from llmjp_ext.ops._support import (
     FLOAT_NAMES,
     FLOATS,
     autocast_dtype,
+    distinct,
     draw_random_state,
     needs_grad,
     without_autocast,
@@ -139,7 +140,9 @@ def attention(
         dropout_p,
     )
     if needs_grad(q, k, v):
-        out, lse = _Attention.apply(*arguments)  # type: ignore[no-untyped-call]
+        out, lse = _Attention.apply(  # type: ignore[no-untyped-call]
+            *distinct(*arguments)
+        )
     else:
         out, lse = _library.ops.attention_fwd(*arguments)
     return (out, lse) if return_lse else out

@@ -16,6 +16,7 @@ from llmjp_ext import _library
 from llmjp_ext.ops._support import (
     FLOAT_NAMES,
     FLOATS,
+    distinct,
     draw_random_state,
     needs_grad,
     row_dropout,
@@ -52,7 +53,9 @@ def bias_dropout_add(
         bias = bias.float()  # kernels exist for a 16-bit bias only beside rows of the same type
     state = draw_random_state(x.device) if dropout_p > 0 else None
     if needs_grad(x, bias, residual):
-        return _BiasDropoutAdd.apply(x, bias, residual, state, dropout_p)  # type: ignore[no-untyped-call]
+        return _BiasDropoutAdd.apply(  # type: ignore[no-untyped-call]
+            *distinct(x, bias, residual, state, dropout_p)
+        )
     return _library.ops.bias_dropout_add_fwd(x, bias, residual, state, dropout_p)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from llmjp_ext import _library
-from llmjp_ext.ops._support import FLOAT_NAMES, FLOATS, needs_grad, without_autocast
+from llmjp_ext.ops._support import FLOAT_NAMES, FLOATS, distinct, needs_grad, without_autocast
 
 # What the PyTorch implementation holds in float32 at a time: 64 MiB. Smaller chunks make more
 # parallel regions, which cost where other processes want the cores.
@@ -45,7 +45,9 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "none
     if bias is not None:
         _check_bias(x, bias)
     if needs_grad(x, bias):
-        return _BiasGelu.apply(x, bias, approximate)  # type: ignore[no-untyped-call]
+        return _BiasGelu.apply(  # type: ignore[no-untyped-call]
+            *distinct(x, bias, approximate)
+        )
     return _library.ops.bias_gelu_fwd(x, bias, approximate)
 
 

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from llmjp_ext import _library
 from llmjp_ext.ops._norm_checks import check_norm, dropout_state
-from llmjp_ext.ops._support import needs_grad
+from llmjp_ext.ops._support import distinct, needs_grad
 from llmjp_ext.ops.bias_dropout_add import add_residual, dropped_gradient
 
 
@@ -88,12 +88,14 @@ def layer_norm(
         bias = None if bias is None else bias.float()
     if residual is None:
         if needs_grad(x, weight, bias):
-            return _LayerNorm.apply(x, weight, bias, eps)  # type: ignore[no-untyped-call]
+            return _LayerNorm.apply(  # type: ignore[no-untyped-call]
+                *distinct(x, weight, bias, eps)
+            )
         return _library.ops.layer_norm_fwd(x, weight, bias, eps)[0]
     state = dropout_state(x, dropout_p)
     if needs_grad(x, weight, bias, residual):
         return _AddLayerNorm.apply(  # type: ignore[no-untyped-call]
-            x, residual, weight, bias, state, eps, dropout_p
+            *distinct(x, residual, weight, bias, state, eps, dropout_p)
         )
     y, r, _, _ = _library.ops.add_layer_norm_fwd(x, residual, weight, bias, state, eps, dropout_p)
     return y, r

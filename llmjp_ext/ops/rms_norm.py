@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from llmjp_ext import _library
 from llmjp_ext.ops._norm_checks import check_norm, dropout_state
-from llmjp_ext.ops._support import needs_grad, without_autocast
+from llmjp_ext.ops._support import distinct, needs_grad, without_autocast
 from llmjp_ext.ops.bias_dropout_add import add_residual, dropped_gradient
 
 
@@ -81,12 +81,14 @@ def rms_norm(
         weight = weight.float()
     if residual is None:
         if needs_grad(x, weight):
-            return _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+            return _RmsNorm.apply(  # type: ignore[no-untyped-call]
+                *distinct(x, weight, eps)
+            )
         return _library.ops.rms_norm_fwd(x, weight, eps)[0]
     state = dropout_state(x, dropout_p)
     if needs_grad(x, weight, residual):
         return _AddRmsNorm.apply(  # type: ignore[no-untyped-call]
-            x, residual, weight, state, eps, dropout_p
+            *distinct(x, residual, weight, state, eps, dropout_p)
         )
     y, r, _ = _library.ops.add_rms_norm_fwd(x, residual, weight, state, eps, dropout_p)
     return y, r

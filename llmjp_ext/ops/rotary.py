@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from llmjp_ext import _library
-from llmjp_ext.ops._support import FLOAT_NAMES, FLOATS, needs_grad, without_autocast
+from llmjp_ext.ops._support import FLOAT_NAMES, FLOATS, distinct, needs_grad, without_autocast
 
 _MOST_HEAD_DIM = 256
 
@@ -50,7 +50,9 @@ def rotary(
     _check(q, k, cos, sin)
     if not inplace:
         if needs_grad(q, k):
-            return _Rotary.apply(q, k, cos, sin, interleaved)  # type: ignore[no-untyped-call]
+            return _Rotary.apply(  # type: ignore[no-untyped-call]
+                *distinct(q, k, cos, sin, interleaved)
+            )
         return _library.ops.rotary(q, k, cos, sin, interleaved, False)
     for name, x in (("q", q), ("k", k)):
         _check_writable(name, x)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from llmjp_ext import _library
-from llmjp_ext.ops._support import FLOAT_NAMES, FLOATS, needs_grad, without_autocast
+from llmjp_ext.ops._support import FLOAT_NAMES, FLOATS, distinct, needs_grad, without_autocast
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -44,7 +44,9 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     if up.device != gate.device:
         raise ValueError(f"swiglu: up must be on gate's device {gate.device}, got {up.device}.")
     if needs_grad(gate, up):
-        return _Swiglu.apply(gate, up)  # type: ignore[no-untyped-call]
+        return _Swiglu.apply(  # type: ignore[no-untyped-call]
+            *distinct(gate, up)
+        )
     return _library.ops.swiglu_fwd(gate, up)
 
 
