@@ -188,6 +188,17 @@ def test_report_judges_each_goal() -> None:
             {"llmjp_ext": 1.0, "logits + cross_entropy": 1.2, "F.cross_entropy": 0.1},
             0,
         ),
+        *measured(
+            "attention_varlen",
+            "forward",
+            "4 x 2048",
+            {"llmjp_ext": 1, "llmjp_ext attention": 0.8},
+            0,
+        ),
+        *measured(
+            "attention_decode", "decode", "32 x 32760 of 32768, 64/8 x 64", {"llmjp_ext": 0.2}, size
+        ),
+        *measured("attention_decode", "decode", "32 x 32760, 8 tokens", {"llmjp_ext": 0.125}, size),
         *measured("sample", "top-p", "32 x 50688", {"llmjp_ext": 1.0, "PyTorch": 2.0}, size),
         *measured("sample", "top-p", "64 x 50688", {"llmjp_ext": 1.0, "PyTorch": 11.0}, size),
     ]
@@ -201,8 +212,11 @@ def test_report_judges_each_goal() -> None:
     assert norms[2:4] == ["**1** of 2", "0.8"] and "rms_norm forward 8192" in norms[4]
     assert line(text, "linear_cross_entropy")[2:4] == ["all of 1", "1.2"]
     assert line(text, "sample, 1 and 64 rows")[2:4] == ["all of 1", "11"]
+    assert line(text, "attention_varlen")[2:4] == ["**0** of 1", "0.8"]
+    assert line(text, "attention_decode, 1 M keys")[2:4] == ["**0** of 1", "0.5"]
+    assert line(text, "attention_decode, 8 tokens")[2:4] == ["all of 1", "0.8"]
     assert line(text, "attention, forward")[2] == "not measured"
-    assert line(text, "host time")[2] == "all of 5"
+    assert line(text, "host time")[2] == "all of 9"
 
 
 def test_report_without_results() -> None:
