@@ -7,6 +7,7 @@ import os
 import random
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,7 +134,8 @@ def test_the_lock_is_released(ours: Tokenizer, name: str) -> None:
     interpreter itself would take it away after a quarter of an hour only."""
     text = "\n".join(japanese_lines(6, 20_000))
     interval = sys.getswitchinterval()
-    for _ in range(5):  # the system may be slow to let the other one run
+    limit = time.monotonic() + 60
+    while time.monotonic() < limit:  # a busy system may be slow to let the other one run
         go, ran = threading.Event(), []
 
         def run(go: threading.Event = go, ran: list[int] = ran) -> None:
@@ -142,6 +144,7 @@ def test_the_lock_is_released(ours: Tokenizer, name: str) -> None:
 
         other = threading.Thread(target=run)
         other.start()
+        time.sleep(0.02)  # it waits for `go` by now, and not for the lock in the ordinary way
         sys.setswitchinterval(900)
         try:
             go.set()
