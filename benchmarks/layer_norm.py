@@ -14,6 +14,7 @@ from torch import Tensor
 
 import llmjp_ext
 from benchmarks.harness import OURS, Candidate, Case, accuracy_check, missing
+from benchmarks.harness.norm_dropout import norm_dropout_case
 from llmjp_ext.reference.layer_norm import layer_norm as definition
 from llmjp_ext.testing import GRADIENT_FACTOR
 
@@ -159,6 +160,23 @@ def backward_case(rows: int, width: int, dtype: torch.dtype, device: torch.devic
     )
 
 
+def dropout_case(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Case:
+    """y and r of x and residual, of x a tenth dropped."""
+    weight, bias = (torch.randn(width, device=device, dtype=dtype) for _ in range(2))
+    return norm_dropout_case(
+        rows,
+        width,
+        dtype,
+        device,
+        ours=lambda x, residual, share: llmjp_ext.layer_norm(
+            x, weight, bias, EPS, residual=residual, dropout_p=share
+        ),
+        plain_norm=lambda r: eager(r, weight, bias),
+        exact_norm=lambda r: definition(r, weight.double(), bias.double(), EPS),
+        other_bytes=2 * width * dtype.itemsize + 8 * rows,
+    )
+
+
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
     """Every direction at every shape and dtype."""
     torch.manual_seed(0)
@@ -167,4 +185,5 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
         for dtype in DTYPES:
             yield forward_case(rows, width, dtype, device, with_residual=False)
             yield forward_case(rows, width, dtype, device, with_residual=True)
+            yield dropout_case(rows, width, dtype, device)
             yield backward_case(rows, width, dtype, device)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import llmjp_ext
 from benchmarks.harness import OURS, Candidate, Case, accuracy_check, missing
+from benchmarks.harness.norm_dropout import norm_dropout_case
 from llmjp_ext.reference.rms_norm import rms_norm as definition
 from llmjp_ext.testing import GRADIENT_FACTOR
 
@@ -140,6 +141,23 @@ def backward_case(rows: int, width: int, dtype: torch.dtype, device: torch.devic
     )
 
 
+def dropout_case(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Case:
+    """y and r of x and residual, of x a tenth dropped."""
+    weight = torch.randn(width, device=device, dtype=dtype)
+    return norm_dropout_case(
+        rows,
+        width,
+        dtype,
+        device,
+        ours=lambda x, residual, share: llmjp_ext.rms_norm(
+            x, weight, EPS, residual=residual, dropout_p=share
+        ),
+        plain_norm=lambda r: eager(r, weight),
+        exact_norm=lambda r: definition(r, weight.double(), EPS),
+        other_bytes=width * dtype.itemsize + 4 * rows,
+    )
+
+
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
     """Every direction at every shape and dtype."""
     torch.manual_seed(0)
@@ -148,4 +166,5 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
         for dtype in DTYPES:
             yield forward_case(rows, width, dtype, device, with_residual=False)
             yield forward_case(rows, width, dtype, device, with_residual=True)
+            yield dropout_case(rows, width, dtype, device)
             yield backward_case(rows, width, dtype, device)
