@@ -16,9 +16,19 @@ def heads(x: Tensor) -> Tensor:
     return x.view(1, 4, 2, 16)
 
 
+SEQUENCES = torch.tensor([0, 1, 4], dtype=torch.int32)
+
+
+def packed(a: Tensor, b: Tensor) -> Tensor:
+    """Two sequences, whose places in queries and keys are one tensor."""
+    q, k = heads(a)[0], heads(b)[0]
+    return llmjp_ext.attention_varlen(q, k, k, SEQUENCES, SEQUENCES, 3, 3)
+
+
 # Each of two tensors that are one and the same.
 FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "attention": lambda a, b: llmjp_ext.attention(heads(a), heads(b), heads(b)),
+    "attention_varlen": packed,
     "bias_dropout_add": lambda a, b: llmjp_ext.bias_dropout_add(a, None, b),
     "bias_gelu": lambda a, b: llmjp_ext.bias_gelu(a[0], b[0]),
     "layer_norm": lambda a, b: llmjp_ext.layer_norm(a, WEIGHT, WEIGHT, residual=b)[0],

@@ -17,6 +17,7 @@ from llmjp_ext.ops import _attention_torch
 from llmjp_ext.ops._attention_torch import Dropout, Scoring
 from llmjp_ext.ops._support import (
     autocast_dtype,
+    distinct,
     draw_random_state,
     needs_grad,
     without_autocast,
@@ -163,7 +164,7 @@ def attention_varlen(
         dropout_p,
     )
     if needs_grad(q, k, v):
-        out, lse = _AttentionVarlen.apply(*arguments)  # type: ignore[no-untyped-call]
+        out, lse = _AttentionVarlen.apply(*distinct(*arguments))  # type: ignore[no-untyped-call]
     else:
         out, lse = _library.ops.attention_varlen_fwd(*arguments)
     return (out, lse) if return_lse else out
