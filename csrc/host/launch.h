@@ -11,6 +11,8 @@
 
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
+
+#include "host/device_limits.h"
 #elif defined(LLMJP_SIMT)
 #include "simt/engine.h"
 #else
@@ -35,6 +37,15 @@ inline int checked_blocks(int64_t blocks, const char* kernel_name) {
   return static_cast<int>(blocks);
 }
 
+// `allowed` is what the GPU gives a block: about 99 KB on sm_86, sm_89 and sm_120.
+inline void check_shared_bytes(int64_t bytes, int64_t allowed, const char* kernel_name) {
+  if (bytes > allowed) {
+    throw Unsupported(std::string(kernel_name) + " needs " + std::to_string(bytes) +
+                      " bytes of shared memory a block; this GPU gives " +
+                      std::to_string(allowed));
+  }
+}
+
 template <class... Parameters>
 void launch(const char* kernel_name, void (*kernel)(Parameters...), const LaunchConfig& config,
             Parameters... arguments) {
@@ -51,9 +62,13 @@ void launch(const char* kernel_name, void (*kernel)(Parameters...), const Launch
   };
   constexpr int64_t kSharedBytesWithoutOptIn = 48 * 1024;
   if (config.shared_bytes > kSharedBytesWithoutOptIn) {
+    // All that there is, whatever this launch takes: the limit belongs to the kernel, and another
+    // thread's launch with more must not meet this one's.
+    const int64_t allowed = device_limits().shared_bytes_per_block;
+    check_shared_bytes(config.shared_bytes, allowed, kernel_name);
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(config.shared_bytes)));
+                               static_cast<int>(allowed)));
   }
   void* pointers[] = {const_cast<void*>(static_cast<const void*>(&arguments))...};
   check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),

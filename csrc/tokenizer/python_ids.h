@@ -110,7 +110,9 @@ inline void append_ids(const pybind11::handle& object, Ids& ids) {
   const auto items = py::reinterpret_steal<py::object>(
       PySequence_Fast(object.ptr(), "ids must be a sequence of int"));
   if (!items) throw py::error_already_set();
-  ids.reserve(ids.size() + static_cast<size_t>(PySequence_Fast_GET_SIZE(items.ptr())));
+  // At least twice as much: reserve() alone would move all ids again for every sequence.
+  const size_t needed = ids.size() + static_cast<size_t>(PySequence_Fast_GET_SIZE(items.ptr()));
+  if (needed > ids.capacity()) ids.reserve(std::max(needed, 2 * ids.capacity()));
   // The size anew in each step: an item's __index__ may be Python code, and change the list. An int
   // has none, and needs no reference of its own.
   for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(items.ptr()); ++i) {
