@@ -105,6 +105,32 @@ class Builder {
   int32_t last_free_ = -1;
 };
 
+// The indices of the keys in the keys' order. Most comparisons end within the first three codes,
+// which stand beside the index: 21 bits each, as codes are not above the number of characters.
+std::vector<uint32_t> sorted(const std::vector<std::u32string>& keys) {
+  struct Entry {
+    uint64_t first_codes;
+    uint32_t index;
+  };
+  constexpr size_t kFirst = 3;
+  constexpr int kBits = 21;
+  std::vector<Entry> entries(keys.size());
+  for (size_t i = 0; i < keys.size(); ++i) {
+    entries[i].index = static_cast<uint32_t>(i);
+    for (size_t k = 0; k < kFirst; ++k)
+      entries[i].first_codes =
+          entries[i].first_codes << kBits | (k < keys[i].size() ? keys[i][k] : 0);
+  }
+  std::sort(entries.begin(), entries.end(), [&](const Entry& a, const Entry& b) {
+    return a.first_codes != b.first_codes ? a.first_codes < b.first_codes
+                                          : keys[a.index] < keys[b.index];
+  });
+  std::vector<uint32_t> order;
+  order.reserve(keys.size());
+  for (const Entry& entry : entries) order.push_back(entry.index);
+  return order;
+}
+
 // Keys order[begin, end) share their first `depth` codes, which lead to `node`.
 struct Span {
   int32_t node;
@@ -116,9 +142,7 @@ struct Span {
 }  // namespace
 
 void Trie::build(const std::vector<std::u32string>& keys, const std::vector<int32_t>& ids) {
-  std::vector<uint32_t> order(keys.size());
-  std::iota(order.begin(), order.end(), 0U);
-  std::sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) { return keys[a] < keys[b]; });
+  const std::vector<uint32_t> order = sorted(keys);
   uint32_t highest_code = 0;
   for (const std::u32string& key : keys) {
     for (const char32_t code : key) highest_code = std::max<uint32_t>(highest_code, code);

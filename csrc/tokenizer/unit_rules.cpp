@@ -80,7 +80,7 @@ UnitRules::UnitRules(const Model& model) {
 
 // The tables of neighbours. A mark in a piece may be a space in the text.
 void UnitRules::find_pairs(const std::vector<std::u32string>& pieces, bool spaces_to_marks) {
-  std::vector<std::pair<char32_t, char32_t>> pairs;
+  std::unordered_set<uint64_t> pairs;  // the first character above the second
   const auto spelled = [&](char32_t c) {
     return c == kSpaceMark && spaces_to_marks ? std::u32string{kSpaceMark, U' '}
                                               : std::u32string{c};
@@ -89,18 +89,19 @@ void UnitRules::find_pairs(const std::vector<std::u32string>& pieces, bool space
     for (size_t i = 1; i < piece.size(); ++i) {
       if (piece[i - 1] > 0xFFFF || piece[i] > 0xFFFF) wide_alone_ = false;
       for (const char32_t first : spelled(piece[i - 1])) {
-        for (const char32_t second : spelled(piece[i])) pairs.emplace_back(first, second);
+        for (const char32_t second : spelled(piece[i]))
+          pairs.insert(uint64_t{first} << 32 | second);
       }
     }
   }
-  std::sort(pairs.begin(), pairs.end());
-  pairs.erase(std::unique(pairs.begin(), pairs.end()), pairs.end());
   const int bits = std::clamp(static_cast<int>(std::bit_width(pairs.size() * kBitsPerPair)),
                               kLeastPairBits, kMostPairBits);
   pair_shift_ = static_cast<uint32_t>(32 - bits);
   std::vector<uint32_t> table(size_t{1} << (bits - 5), 0);
   std::vector<uint8_t> narrow_joins(0x10000, 0);
-  for (const auto& [first, second] : pairs) {
+  for (const uint64_t pair : pairs) {
+    const auto first = static_cast<char32_t>(pair >> 32);
+    const auto second = static_cast<char32_t>(pair & 0xFFFFFFFF);
     const uint32_t bit = hash_of_pair(first, second) >> pair_shift_;
     table[bit >> 5] |= uint32_t{1} << (bit & 31);
     if (first > 0xFF || second > 0xFF) continue;
