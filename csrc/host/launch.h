@@ -41,8 +41,7 @@ inline int checked_blocks(int64_t blocks, const char* kernel_name) {
 inline void check_shared_bytes(int64_t bytes, int64_t allowed, const char* kernel_name) {
   if (bytes > allowed) {
     throw Unsupported(std::string(kernel_name) + " needs " + std::to_string(bytes) +
-                      " bytes of shared memory a block; this GPU gives " +
-                      std::to_string(allowed));
+                      " bytes of shared memory a block; this GPU gives " + std::to_string(allowed));
   }
 }
 
