@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+import llmjp_ext.ops  # noqa: F401  tests call torch.ops.llmjp_ext without its functions
 from llmjp_ext.testing import simulated_kernels
 
 BACKENDS = ["cpu", "simt", pytest.param("cuda", marks=pytest.mark.gpu)]
