@@ -2,11 +2,13 @@
 
 The work is reading the valid keys and values once; q, out and the append are counted too. PyTorch's
 attention appends with an index assignment and attends over the valid part, or over all of it with a
-mask; it has no paged caches.
+mask; it has no paged caches. The goals are of a million keys, of one sequence with 2,048, and of
+eight new tokens.
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +16,8 @@ from torch import Tensor
 
 import llmjp_ext
 from benchmarks.harness import OURS, Case, accuracy_check, missing
+from benchmarks.harness.attention import FLASH_2, FLASH_3, SDPA, refusal
 from llmjp_ext.reference.attention_decode import attention_decode as definition
-
-FLASH = "flash-attn"
 
 
 class Shape(NamedTuple):
@@ -113,14 +114,55 @@ def sdpa_masked(inputs: Inputs, length: int) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True).transpose(1, 2)
 
 
-def flash_attn(inputs: Inputs) -> Tensor:
-    """Dao's kernels."""
+def flash_2(inputs: Inputs) -> Tensor:
+    """The FlashAttention package. Pages must be multiples of 256."""
     from flash_attn import flash_attn_with_kvcache
 
+    return flash_attn_with_kvcache(**_flash_arguments(inputs), block_table=inputs.block_table)
+
+
+def flash_3(inputs: Inputs) -> Tensor:
+    """FlashAttention-3's forward pass."""
+    from fa3_fwd_interface import flash_attn_with_kvcache
+
+    result = flash_attn_with_kvcache(**_flash_arguments(inputs), page_table=inputs.block_table)
+    out: Tensor = result[0] if isinstance(result, tuple) else result
+    return out
+
+
+def _flash_arguments(inputs: Inputs) -> dict[str, Any]:
     q, k_cache, v_cache, seqlens, k_new, v_new, _ = inputs
-    return flash_attn_with_kvcache(
-        q, k_cache, v_cache, k=k_new, v=v_new, cache_seqlens=seqlens, causal=True
-    )
+    return {
+        "q": q,
+        "k_cache": k_cache,
+        "v_cache": v_cache,
+        "k": k_new,
+        "v": v_new,
+        "cache_seqlens": seqlens,
+        "causal": True,
+    }
+
+
+def functions(
+    shape: Shape, inputs: Inputs, device: torch.device
+) -> tuple[dict[str, Callable[[], Tensor]], dict[str, str]]:
+    """The candidates by name, and the peers that cannot do this here with the reason."""
+    present: dict[str, Callable[[], Tensor]] = {OURS: lambda: ours(inputs)}
+    absent = {}
+    if shape.page is None:
+        present[f"{SDPA}, known length"] = lambda: sdpa(inputs, shape.length)
+        present[f"{SDPA}, mask"] = lambda: sdpa_masked(inputs, shape.length)
+    for name, function, module in (
+        (FLASH_2, flash_2, "flash_attn"),
+        (FLASH_3, flash_3, "fa3_fwd_interface"),
+    ):
+        reason = missing(module, name) if device.type == "cuda" else "needs CUDA"
+        reason = reason or refusal(function, inputs)
+        if reason is None:
+            present[name] = partial(function, inputs)
+        else:
+            absent[name] = reason
+    return present, absent
 
 
 def make_inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> Inputs:
@@ -163,20 +205,7 @@ def decode_case(shape: Shape, dtype: torch.dtype, device: torch.device) -> Case:
     exact, plain = checked_sequences(inputs)
     check = accuracy_check({"out": exact}, [plain])
     rows = [0, shape.batch - 1]
-    candidates: dict[str, Callable[[], Tensor]] = {OURS: lambda: ours(inputs)}
-    absent = {}
-    if shape.page is None:
-        candidates["F.scaled_dot_product_attention, known length"] = lambda: sdpa(
-            inputs, shape.length
-        )
-        candidates["F.scaled_dot_product_attention, mask"] = lambda: sdpa_masked(
-            inputs, shape.length
-        )
-        reason = missing("flash_attn", "flash-attn") if device.type == "cuda" else "needs CUDA"
-        if reason is None:
-            candidates[FLASH] = lambda: flash_attn(inputs)
-        else:
-            absent[FLASH] = reason
+    candidates, absent = functions(shape, inputs, device)
     total = shape.length + shape.tokens
     keys = shape.batch * total * shape.kv_heads * shape.head_dim
     appended = inputs.k_new.numel()

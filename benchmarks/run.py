@@ -33,6 +33,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="RESULTS.jsonl is made anew, and takes the place of an old one when all has run",
     )
     parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="without the cases that RESULTS.jsonl has from this device and commit",
+    )
+    parser.add_argument(
         "--cases",
         nargs="+",
         default=[],
@@ -50,8 +55,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     known = benchmark_names()
     if unknown := [name for name in arguments.names if name not in known]:
         parser.error(f"unknown benchmark {unknown[0]!r}; there are {', '.join(known)}")
-    if arguments.replace and arguments.output is None:
-        parser.error("--replace needs --output")
+    for option in ("replace", "resume"):
+        if getattr(arguments, option) and arguments.output is None:
+            parser.error(f"--{option} needs --output")
+    if arguments.replace and arguments.resume:
+        parser.error("--replace and --resume exclude each other")
     arguments.names = arguments.names or known
     return arguments
 
@@ -77,7 +85,12 @@ def main(argv: list[str] | None = None) -> int:
         output = output.with_name(f"{output.name}.partial")
         output.unlink(missing_ok=True)
     failures = run_benchmarks(
-        arguments.names, device, quick=arguments.quick, output=output, words=arguments.cases
+        arguments.names,
+        device,
+        quick=arguments.quick,
+        output=output,
+        words=arguments.cases,
+        resume=arguments.resume,
     )
     if arguments.replace and output.exists():
         output.replace(arguments.output)

@@ -72,13 +72,17 @@ def timing(milliseconds: float, host_ms: float = 0.0) -> Timing:
 
 
 def run_module(
-    monkeypatch: pytest.MonkeyPatch, cases, output: Path, device: torch.device = CPU
+    monkeypatch: pytest.MonkeyPatch,
+    cases,
+    output: Path,
+    device: torch.device = CPU,
+    resume: bool = False,
 ) -> int:
     """run_benchmarks on a benchmark "planted" with this function `cases`."""
     module = types.ModuleType("benchmarks.planted")
     module.cases = cases
     monkeypatch.setitem(sys.modules, "benchmarks.planted", module)
-    return runner.run_benchmarks(["planted"], device, quick=True, output=output)
+    return runner.run_benchmarks(["planted"], device, quick=True, output=output, resume=resume)
 
 
 @pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -255,6 +259,47 @@ def test_rates_of_known_times() -> None:
     assert CEILINGS.floor_ms(10_000_000, 4_000_000_000) == (pytest.approx(2.0), "compute")
     text = table(case, list(rows.values()))
     assert "launch-bound" in text and "1.25x" in text and "50%" in text
+
+
+def test_a_stopped_benchmark_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With resume, cases that have their figures do not run again: not where another commit has
+    them, nor where our own candidate failed; half a line at the end is no obstacle."""
+    monkeypatch.setenv("LLMJP_COMMIT", "abc")
+    output = tmp_path / "results.jsonl"
+    ran: list[str] = []
+    fail = {"second": True}
+
+    def case(name: str) -> Case:
+        def run() -> None:
+            ran.append(name)
+            if fail.get(name):
+                raise RuntimeError("no")
+
+        def peer() -> None:
+            raise RuntimeError("never")
+
+        candidates = {"llmjp_ext": run, "peer": peer}
+        return double_case(name=name, candidates=candidates, check=lambda result: None)
+
+    def cases(device: torch.device, quick: bool):
+        return (case(name) for name in ("first", "second", "third"))
+
+    def names(**options) -> list[str]:
+        ran.clear()
+        run_module(monkeypatch, cases, output, **options)
+        return list(dict.fromkeys(ran))
+
+    assert names(resume=True) == ["first", "second", "third"]
+    with output.open("a") as file:
+        file.write('{"benchmark": "plan')
+    assert names(resume=True) == ["second"]
+    fail.clear()
+    with output.open("a") as file:
+        file.write("\n")
+    assert names(resume=True) == ["second"] and names(resume=True) == []
+    assert names() == ["first", "second", "third"]
+    monkeypatch.setenv("LLMJP_COMMIT", "def")
+    assert names(resume=True) == ["first", "second", "third"]
 
 
 def test_rounds_interleave_all_candidates() -> None:

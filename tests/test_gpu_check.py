@@ -64,7 +64,7 @@ def commands(monkeypatch: pytest.MonkeyPatch, programs: dict[str, str]) -> None:
     """Stages become Python programs."""
     monkeypatch.setattr(gpu_check, "_LEAST", 0)
     monkeypatch.setattr(
-        Stage, "command", lambda self, results: [sys.executable, "-c", programs[self.name]]
+        Stage, "command", lambda self, *_: [sys.executable, "-c", programs[self.name]]
     )
 
 
@@ -108,6 +108,15 @@ def test_a_stage_that_ends_badly_costs_the_others_nothing(
     assert not gpu_check.succeeded(tmp_path / gpu_check.RESULTS, "other")
     time.sleep(3)
     assert not late.exists(), "the child of a stopped stage went on"
+
+
+def test_a_stage_has_a_limit_of_its_own(tmp_path: Path) -> None:
+    """And a benchmark goes on with what it has not measured, unless all is wanted again."""
+    assert Stage("bench:attention").limit > Stage("bench:rotary").limit
+    assert all(stage.limit < 600 for stage in gpu_check.chosen([]))
+    results = tmp_path / gpu_check.RESULTS
+    assert "--resume" in Stage("bench:rotary").command(results, again=False)
+    assert "--resume" not in Stage("bench:rotary").command(results, again=True)
 
 
 def test_nothing_runs_after_a_failed_build_or_the_end_of_the_time(
@@ -217,6 +226,38 @@ def test_report_judges_each_goal() -> None:
     assert line(text, "attention_decode, 8 tokens")[2:4] == ["all of 1", "0.8"]
     assert line(text, "attention, forward")[2] == "not measured"
     assert line(text, "host time")[2] == "all of 9"
+
+
+def test_report_of_attention() -> None:
+    """Ratios to FlashAttention-2, package or PyTorch's; to a fixed order's own kind; a table with
+    the share of the matrix product."""
+    flash, cudnn = ("F.scaled_dot_product_attention, " + n for n in ("FlashAttention-2", "cuDNN"))
+    any_order = "llmjp_ext in any order"
+    shape = "2 x 8192 x 16/2 x 128"
+    cases = {
+        "forward, causal": {"llmjp_ext": 1.0, flash: 1.2, cudnn: 0.5, "fa3-fwd": 0.8},
+        "forward, full": {"llmjp_ext": 1.0, "flash-attn": 1.04, flash: 1.5},
+        "backward, causal": {"llmjp_ext": 1.0, flash: 0.9},
+        "backward, deterministic, causal": {
+            "llmjp_ext": 1.0,
+            any_order: 0.9,
+            flash: 2.0,
+            cudnn: 1.1,
+        },
+    }
+    rows = [
+        row | {"tflop_per_s": 50.0}
+        for name, times in cases.items()
+        for row in measured("attention", name, shape, times, 0)
+    ]
+    text = gpu_report.report(rows)
+    assert line(text, "attention, forward")[2:4] == ["**1** of 2", "1.04"]
+    assert line(text, "attention, backward: x Flash")[2:4] == ["**0** of 1", "0.9"]
+    assert line(text, "attention, deterministic backward: x Flash")[2:4] == ["all of 1", "2"]
+    assert line(text, "attention, deterministic backward: x in any")[2:4] == ["all of 1", "0.9"]
+    table = line(text, "forward, causal 2 x 8192")
+    assert table[1:6] == ["50", "50%", "1.20", "0.50", "0.80"]
+    assert "x FlashAttention-2" in text and text.count("| 50 | 50% |") == 4
 
 
 def test_report_without_results() -> None:

@@ -6,7 +6,8 @@ that only have to be correct run side by side; what is measured has the machine 
 
 OUTDIR gets results.jsonl (a row a measurement and a row a stage), gpu_check.log and summary.md. A
 call has a budget of time; what it leaves is named at its end, and a next call with the same OUTDIR,
-or with --resume and the results.jsonl of the last one, goes on from there.
+or with --resume and the results.jsonl of the last one, goes on from there: in a benchmark that was
+stopped, with the first case that has not been measured.
 """
 
 import argparse
@@ -34,8 +35,8 @@ SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 _CPU_BENCHMARKS = ("tokenizer",)
 # What a test module that has tests for a GPU says of them: the marker, or the fixture's name.
 _GPU_TEST = re.compile(r"mark\.gpu\b|\bdevice: str\b")
-# Seconds that a stage may take.
-_LIMITS = {"build": 420, "test": 180, "sanitize": 300, "bench": 240}
+# Seconds that a stage may take, by its group or its name.
+_LIMITS = {"build": 420, "test": 180, "sanitize": 300, "bench": 240, "bench:attention": 520}
 _AT_ONCE = 4  # stages side by side
 _LEAST = 20  # seconds under which no stage is started
 _NO_TESTS = 5  # pytest's exit code where the marker selects none
@@ -61,8 +62,13 @@ class Stage:
         """Whether it may share the machine."""
         return self.group in ("test", "sanitize")
 
-    def command(self, results: Path) -> list[str]:
-        """What the stage runs, in the project's folder."""
+    @property
+    def limit(self) -> float:
+        """Seconds that it may take."""
+        return _LIMITS.get(self.name, _LIMITS[self.group])
+
+    def command(self, results: Path, again: bool) -> list[str]:
+        """What the stage runs, in the project's folder; `again`: also what has been measured."""
         python = sys.executable
         if self.group == "build":
             return [python, str(Path(__file__).resolve()), "--build"]
@@ -82,8 +88,8 @@ class Stage:
         if self.group == "sanitize":
             options = ("--tool", self.what, "--error-exitcode", "9")
             return ["compute-sanitizer", *options, python, "tools/sanitize.py"]
-        output = ("--device", "cuda", "--output", str(results))
-        return [python, "benchmarks/run.py", self.what, *output]
+        options = ["--device", "cuda", "--output", str(results)]
+        return [python, "benchmarks/run.py", self.what, *options, *([] if again else ["--resume"])]
 
 
 def test_modules(folder: Path) -> list[str]:
@@ -179,12 +185,14 @@ class Check:
         out: OUTDIR.
         commit: what the rows say.
         deadline: on time.monotonic(); nothing runs past it.
+        again: whether cases that have been measured before are measured once more.
         failed, left: names of the stages that failed, and of those that there was no time for.
     """
 
     out: Path
     commit: str
     deadline: float
+    again: bool = False
     failed: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -206,14 +214,16 @@ class Check:
 
     def run_stage(self, stage: Stage) -> None:
         """One stage, its row, and its part of the log."""
-        seconds = min(_LIMITS[stage.group], self.deadline - time.monotonic())
+        seconds = min(stage.limit, self.deadline - time.monotonic())
         if seconds < _LEAST:
             with self._lock:
                 self.left.append(stage.name)
             return
         began = time.monotonic()
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
-            code, timed_out = limited(stage.command(self.out / RESULTS), seconds, output)
+            code, timed_out = limited(
+                stage.command(self.out / RESULTS, self.again), seconds, output
+            )
             output.seek(0)
             text = output.read()
         if stage.group == "test" and code == _NO_TESTS:
@@ -356,7 +366,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = out / RESULTS
     if arguments.resume is not None and not results.exists():
         shutil.copyfile(arguments.resume, results)
-    check = Check(out, commit(), began + arguments.seconds)
+    check = Check(out, commit(), began + arguments.seconds, arguments.again)
     done = set() if arguments.again else succeeded(results, check.commit)
     # A build that is up to date is quick to find so, and a new machine has none.
     stages = [s for s in arguments.stages if s.group == "build" or s.name not in done]

@@ -107,6 +107,7 @@ def run_benchmarks(
     quick: bool = False,
     output: Path | None = None,
     words: Sequence[str] = (),
+    resume: bool = False,
 ) -> int:
     """Runs benchmarks by name.
 
@@ -116,6 +117,7 @@ def run_benchmarks(
         quick: few small cases, few repetitions.
         output: a file that every row is appended to as soon as it is there, one JSON object a line.
         words: only cases whose title has one of these, in any case of letters; all if empty.
+        resume: without the cases that `output` has from this device and commit.
 
     Returns:
         The number of candidates and benchmarks that failed.
@@ -124,10 +126,14 @@ def run_benchmarks(
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
     machines = {device.type: make_machine(device, quick)}
+    done = measured_cases(output, machines[device.type].facts) if resume and output else set()
     for name in names:
         try:
             for case in _cases(name, device, quick):
                 if words and not any(word.lower() in case.title.lower() for word in words):
+                    continue
+                if (name, case.name, case.shape, case.dtype) in done:
+                    progress(f"{name}: {case.title}: measured before")
                     continue
                 place = "cpu" if case.on_cpu else device.type
                 if place not in machines:
@@ -146,6 +152,25 @@ def run_benchmarks(
             print(f"{name}: error: {row['message']}\n", flush=True)
             _append(output, [row | machines[device.type].facts])
     return failures
+
+
+def measured_cases(output: Path, facts: dict[str, Any]) -> set[tuple[str, ...]]:
+    """Benchmark, name, shape and dtype of the cases whose figures a file of results has.
+
+    Those of another device, commit or kind of run do not count, nor does a case in which this
+    project's candidates failed: a peer that fails does so again.
+    """
+    found: dict[tuple[str, ...], dict[str, bool]] = {}
+    for line in output.read_text(encoding="utf-8").splitlines() if output.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:  # half a line of a process that was killed
+            continue
+        of_this_run = all(row.get(key) == facts[key] for key in ("device", "commit", "quick"))
+        if of_this_run and row.get("case") is not None and is_ours(row["candidate"]):
+            key = tuple(row[name] for name in ("benchmark", "case", "shape", "dtype"))
+            found.setdefault(key, {})[row["candidate"]] = row["status"] == "ok"
+    return {key for key, candidates in found.items() if all(candidates.values())}
 
 
 def _cases(name: str, device: torch.device, quick: bool) -> Iterator[Case]:
