@@ -46,6 +46,8 @@ def environment() -> dict[str, str]:
         # A compiler that is asked for anything fails: nothing may be built while training.
         "CXX": "/bin/false",
         "CC": "/bin/false",
+        # A process that aborts says where each of its threads was.
+        "PYTHONFAULTHANDLER": "1",
     }
 
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from llmjp import cli
-from llmjp.training.processes import start_processes, stop_processes
+from llmjp.training.processes import end_process, start_processes, stop_processes
 
 
 def main(jobs_file: Path) -> None:
@@ -30,6 +30,7 @@ def main(jobs_file: Path) -> None:
         results.append({"code": code, "out": out.getvalue(), "err": err.getvalue()})
     Path(f"{jobs_file}.{processes.rank}.out").write_text(json.dumps(results))
     stop_processes()
+    end_process(0)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from llmjp.errors import UserError
 
@@ -73,5 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def run_alone(argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs a command as all that this process does, and ends the process."""
+    code = main(argv)
+    processes = sys.modules.get("llmjp.training.processes")
+    if processes is not None:
+        processes.end_process(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run_alone()

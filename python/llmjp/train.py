@@ -131,6 +131,7 @@ def train(settings: TrainSettings, processes: "Processes") -> int:
         tokenizer,
     )
     finished = trainer.run()
+    engine.close_engine(ds_engine)
     if processes.first:
         assert lock is not None
         lock.close()
@@ -347,4 +348,4 @@ def _own(output: Path) -> IO[bytes]:
 if __name__ == "__main__":
     from llmjp import cli
 
-    sys.exit(cli.main(["train", *sys.argv[1:]]))
+    cli.run_alone(["train", *sys.argv[1:]])

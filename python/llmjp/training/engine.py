@@ -1,6 +1,7 @@
 """The DeepSpeed engine: its configuration, the model in it, and the weights out of it."""
 
 import contextlib
+import gc
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -216,6 +217,16 @@ def build_engine(
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"DeepSpeed refuses the configuration: {reason}") from error
     return engine
+
+
+def close_engine(engine: Any) -> None:
+    """Lets go of the engine, whose hooks on the parameters no garbage collection sees through.
+
+    Without this a second run in the same process finds the first one's memory taken. (What
+    DeepSpeed 0.19 keeps of a ZeRO-3 engine stays even so.)
+    """
+    engine.destroy()
+    gc.collect()
 
 
 def _parameter_groups(model: GPT, settings: TrainSettings) -> list[dict[str, Any]]:
