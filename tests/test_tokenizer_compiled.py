@@ -1,6 +1,7 @@
 """Compiled tokenizer files: the same tokenizer, mapped instead of parsed, and safe to load."""
 
 import functools
+import itertools
 import json
 import pickle
 import random
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from compiled_files import HEADER, blocks_of, sealed
 from llmjp_ext import Tokenizer
 from tokenizer_oracle import (
     ROOT,
@@ -173,34 +175,17 @@ def test_damaged_files_are_refused(small_file: Path, tmp_path: Path) -> None:
         Tokenizer(b"x" * 128, "compiled")
 
 
-HOSTILE = '''
+HOSTILE = """
 import random, struct, sys
 from pathlib import Path
 sys.path[:0] = sys.argv[3:]
 from llmjp_ext import Tokenizer
+from compiled_files import blocks_of, sealed
 from tokenizer_oracle import fuzz_texts
-
-ODD, WORD = 0x9E3779B97F4A7C15, (1 << 64) - 1
-
-def sealed(data):
-    """The bytes with a checksum that fits them, as an attacker would write them."""
-    sums = [0] * 8
-    words = struct.unpack(f"<{len(data) // 8 - 8}Q", data[64:])
-    for i in range(0, len(words), 8):
-        sums = [((s << 29 | s >> 35) & WORD ^ w) * ODD & WORD
-                for s, w in zip(sums, words[i : i + 8])]
-    total = len(data) - 64
-    for s in sums:
-        total = ((total << 29 | total >> 35) & WORD ^ s ^ s >> 32) * ODD & WORD
-    return data[:24] + struct.pack("<Q", total) + data[32:]
 
 data = Path(sys.argv[1]).read_bytes()
 assert sealed(data) == data
-blocks, at = [], 64
-while at < len(data):
-    size, count = struct.unpack_from("<QQ", data, at)
-    blocks.append((at, size, count))
-    at += 64 + -(-size * count // 64) * 64
+blocks = blocks_of(data)
 texts = fuzz_texts(1, 60) + ["<0x41>" * 5, "あ" * 100, "ab" * 40, " " * 40]
 refused = 0
 for seed in range(int(sys.argv[2])):
@@ -210,11 +195,11 @@ for seed in range(int(sys.argv[2])):
         at, size, count = rng.choice(blocks[1:])
         if rng.random() < 0.1:
             struct.pack_into("<Q", changed, at + 8 * rng.randrange(2), rng.choice(
-                (0, 1, 2, 4, 7, 1 << 32, 1 << 63, WORD, rng.randrange(1 << 20))))
+                (0, 1, 2, 4, 7, 1 << 32, 1 << 63, (1 << 64) - 1, rng.randrange(1 << 20))))
         elif count:
             width = min(size, 4) if size != 8 else 8
             place = at + 64 + rng.randrange(size * count // width) * width
-            value = rng.choice((0, 1, 2, 255, 1 << 15, 1 << 31, (1 << 31) - 1, WORD,
+            value = rng.choice((0, 1, 2, 255, 1 << 15, 1 << 31, (1 << 31) - 1, (1 << 64) - 1,
                                 rng.randrange(1 << 12), rng.randrange(1 << 17)))
             changed[place : place + width] = (value % (1 << 8 * width)).to_bytes(width, "little")
     print("seed", seed, file=sys.stderr, flush=True)
@@ -232,7 +217,7 @@ for seed in range(int(sys.argv[2])):
         pass
     tokenizer.token_to_id("a"), tokenizer.id_to_token(3), tokenizer.token_to_id("<0x41>")
 print(refused)
-'''
+"""
 
 
 def test_hostile_files_never_crash(tmp_path: Path) -> None:
@@ -252,6 +237,41 @@ def test_hostile_files_never_crash(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stderr[-3000:]
     assert 0 < int(run.stdout) < count
+
+
+def test_pieces_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
+    """Bytes of the pieces' texts changed at random: refused where Python finds a piece invalid."""
+    small = tmp_path / "small.llmjptok"
+    hostile_source().save_compiled(small)
+    data = small.read_bytes()
+    (texts_at, _, size), (ends_at, _, count) = blocks_of(data)[1:3]
+    texts_at, ends_at = texts_at + HEADER, ends_at + HEADER
+    ends = (0, *struct.unpack_from(f"<{count}I", data, ends_at))
+    assert ends[-1] == size
+    rng = random.Random(11)
+    bad = 0
+    for trial in range(120):
+        changed = bytearray(data)
+        for _ in range(rng.choice((1, 1, 2, 3))):
+            at = texts_at + rng.choice((0, 1, 1019, 1023, 1024, size - 1, rng.randrange(size)))
+            changed[at] = rng.choice(
+                (0x41, 0x80, 0x8F, 0x9F, 0xA0, 0xBF, 0xC1, 0xC2, 0xE0, 0xE3, 0xED, 0xF0, 0xF4, 0xF5)
+            )
+        pieces = [changed[texts_at + a : texts_at + b] for a, b in itertools.pairwise(ends)]
+        try:
+            for piece in pieces:
+                piece.decode()
+            valid = True
+        except UnicodeDecodeError:
+            valid = False
+        bad += not valid
+        try:
+            Tokenizer(sealed(bytes(changed)), "compiled")
+            message = ""
+        except ValueError as error:
+            message = str(error)
+        assert ("not valid UTF-8" in message) == (not valid), f"trial {trial}: {message!r}"
+    assert 0 < bad < 120
 
 
 def hostile_source() -> Tokenizer:

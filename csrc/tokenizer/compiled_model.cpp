@@ -25,10 +25,12 @@ constexpr size_t aligned(size_t position) {
 uint64_t checksum(std::string_view bytes) {
   constexpr uint64_t kOdd = 0x9E3779B97F4A7C15;  // bits without a pattern
   std::array<uint64_t, kCompiledAlignment / sizeof(uint64_t)> sums{};
-  std::array<uint64_t, sums.size()> words;
-  for (size_t i = 0; i < bytes.size(); i += sizeof words) {
-    std::memcpy(words.data(), bytes.data() + i, sizeof words);
-    for (size_t k = 0; k < sums.size(); ++k) sums[k] = (std::rotl(sums[k], 29) ^ words[k]) * kOdd;
+  for (size_t i = 0; i < bytes.size(); i += sizeof sums) {
+    for (size_t k = 0; k < sums.size(); ++k) {
+      uint64_t word;
+      std::memcpy(&word, bytes.data() + i + k * sizeof word, sizeof word);
+      sums[k] = (std::rotl(sums[k], 29) ^ word) * kOdd;
+    }
   }
   uint64_t sum = bytes.size();
   for (const uint64_t each : sums) sum = (std::rotl(sum, 29) ^ each ^ each >> 32) * kOdd;

@@ -31,7 +31,7 @@ static_assert(sizeof(CompiledHeader) == 32);
 
 inline constexpr std::string_view kCompiledMagic = "LLMJPTOK";
 inline constexpr uint32_t kCompiledByteOrder = 0x01020304;
-inline constexpr uint32_t kCompiledFormat = 3;  // one more whenever a transfer() changes
+inline constexpr uint32_t kCompiledFormat = 4;  // one more whenever a transfer() changes
 inline constexpr size_t kCompiledAlignment = 64;
 
 struct CompiledBlock {

@@ -71,9 +71,7 @@ Model::Model(CompiledReader& reader) {
   transfer(*this, reader);
   spec.check();
   codes.check();
-  trie.check(codes.highest(), spec.pieces.size());
-  if (longest_piece != std::max<size_t>(trie.longest_path(codes.highest()), 1))
-    throw FormatError("the longest piece is not as long as the trie is deep");
+  trie.check(codes.highest(), spec.pieces.size(), longest_piece);
   add_tokens();
 }
 

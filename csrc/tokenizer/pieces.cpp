@@ -22,7 +22,7 @@ void Pieces::check() const {
   if (!std::is_sorted(ends_.begin(), ends_.end()) ||
       (ends_.empty() ? 0 : ends_[ends_.size() - 1]) != texts_.size())
     throw FormatError("pieces lie outside of their texts");
-  bool whole = find_invalid_utf8({texts_.data(), texts_.size()}) == std::string_view::npos;
+  bool whole = is_utf8({texts_.data(), texts_.size()});
   for (const uint32_t end : ends_)
     whole &= end == texts_.size() || !is_utf8_continuation(static_cast<uint8_t>(texts_[end]));
   if (!whole) throw FormatError("pieces that are not valid UTF-8");
@@ -64,11 +64,12 @@ int64_t PieceIds::find(const Pieces& pieces, std::string_view text) const {
 }
 
 void PieceIds::check(const Pieces& pieces) const {
-  size_t empty = 0;
-  size_t outside = 0;
+  const auto size = static_cast<uint32_t>(pieces.size());
+  uint32_t empty = 0;
+  uint32_t outside = 0;
   for (const uint32_t id : slots_) {  // one pass without a branch
     empty += id == kEmpty ? 1 : 0;
-    outside += id >= pieces.size() ? 1 : 0;
+    outside += id >= size ? 1 : 0;
   }
   if (!std::has_single_bit(slots_.size()) || empty == 0 || outside != empty)
     throw FormatError("the table of pieces' ids leads outside of the vocabulary");

@@ -46,8 +46,9 @@ class Builder {
     take(0);
   }
 
-  // A base for children with these codes, in rising order.
-  int32_t place(const std::vector<uint32_t>& codes) {
+  // A base for children with these codes, in rising order, of the node `parent`, behind which they
+  // are to stand.
+  int32_t place(const std::vector<uint32_t>& codes, int32_t parent) {
     int misses = 0;
     for (int32_t slot = first_free_;; slot = next_free_[static_cast<size_t>(slot)]) {
       if (slot < 0) {  // every free slot was tried
@@ -56,11 +57,13 @@ class Builder {
       }
       const int32_t base = slot - static_cast<int32_t>(codes.front());
       if (base < 0) continue;
-      grow(static_cast<size_t>(base) + highest_code_ + 1);
-      const bool fits = std::all_of(codes.begin(), codes.end(), [&](uint32_t code) {
-        return is_free(base + static_cast<int32_t>(code));
-      });
-      if (fits) return base;
+      if (slot > parent) {
+        grow(static_cast<size_t>(base) + highest_code_ + 1);
+        const bool fits = std::all_of(codes.begin(), codes.end(), [&](uint32_t code) {
+          return is_free(base + static_cast<int32_t>(code));
+        });
+        if (fits) return base;
+      }
       constexpr int kPatience = 64;
       if (++misses % kPatience == 0) first_free_ = slot;
     }
@@ -171,7 +174,7 @@ void Trie::build(const std::vector<std::u32string>& keys, const std::vector<int3
     }
     if (codes.empty()) continue;
     starts.push_back(span.end);
-    const int32_t base = builder.place(codes);
+    const int32_t base = builder.place(codes, span.node);
     nodes[static_cast<size_t>(span.node)].base = base;
     for (size_t i = 0; i < codes.size(); ++i) {
       const int32_t child = base + static_cast<int32_t>(codes[i]);
@@ -182,55 +185,36 @@ void Trie::build(const std::vector<std::u32string>& keys, const std::vector<int3
   }
   // A leaf steps from base 0, and code 0 leads to the base itself: both stay inside, and no such
   // slot names it parent.
-  nodes.resize(std::max(nodes.size(), size_t{highest_code} + 1));
+  int32_t highest_base = 0;
+  for (const Node& node : nodes) highest_base = std::max(highest_base, node.base);
+  nodes.resize(static_cast<size_t>(highest_base) + highest_code + 1);
   nodes_ = std::move(nodes);
 }
 
-void Trie::check(uint32_t highest_code, size_t ids) const {
-  const auto sound = [&](const Node& node) {
-    return node.base >= 0 && static_cast<size_t>(node.base) + highest_code < nodes_.size() &&
-           node.id < static_cast<int64_t>(ids);
-  };
-  if (nodes_.empty() || nodes_[kRoot].parent >= 0 ||
-      !std::all_of(nodes_.begin(), nodes_.end(), sound))
-    throw FormatError("the trie leads outside of itself");
-}
-
-// A node has one parent, so its depth is known where that one's is: most parents stand before their
-// children. Ways that do not begin at the root, in circles too, have no depth.
-size_t Trie::longest_path(uint32_t highest_code) const {
-  constexpr uint32_t kUnknown = 0;
-  constexpr uint32_t kNowhere = 0xFFFFFFFF;
-  std::vector<uint32_t> depths(nodes_.size(), kUnknown);  // of the root: 1
-  depths[kRoot] = 1;
-  // Whose child a node is; -1 where no step leads to it.
-  const auto parent_of = [&](size_t node) {
-    const int32_t parent = nodes_[node].parent;
-    if (parent < 0 || static_cast<size_t>(parent) >= nodes_.size()) return -1;
-    const int32_t code = static_cast<int32_t>(node) - nodes_[static_cast<size_t>(parent)].base;
-    return static_cast<uint32_t>(code) <= highest_code ? parent : -1;
-  };
-  std::vector<size_t> way;
-  uint32_t deepest = 1;
-  for (size_t i = 0; i < nodes_.size(); ++i) {
-    uint32_t depth = depths[i];
-    for (size_t at = i; depth == kUnknown;) {
-      way.push_back(at);
-      depths[at] = kNowhere;  // unless the way there is found
-      const int32_t parent = parent_of(at);
-      if (parent < 0) {
-        depth = kNowhere;
-      } else {
-        at = static_cast<size_t>(parent);
-        depth = depths[at];
-      }
-    }
-    for (; !way.empty(); way.pop_back()) {
-      if (depth != kNowhere) deepest = std::max(deepest, ++depth);
-      depths[way.back()] = depth;
-    }
+void Trie::check(uint32_t highest_code, size_t ids, size_t longest) const {
+  // depths[n + 1] is 1 + the steps that lead to node n, from the root or another node without a
+  // parent; depths[0] stands for the parent of these. One pass whose branches are never taken: this
+  // is a large part of loading a compiled file.
+  std::vector<uint32_t> depths(nodes_.size() + 1);
+  uint32_t deepest = 0;
+  uint32_t highest_base = 0;  // a negative one is above all others
+  int32_t highest_id = -1;
+  for (size_t n = 0; n < nodes_.size(); ++n) {
+    const Node& node = nodes_[n];
+    const auto above = static_cast<size_t>(std::max(node.parent, -1) + 1);
+    if (above > n) throw FormatError("the trie has a node before its parent");
+    const uint32_t depth = depths[above] + 1;
+    depths[n + 1] = depth;
+    deepest = std::max(deepest, depth);
+    highest_base = std::max(highest_base, static_cast<uint32_t>(node.base));
+    highest_id = std::max(highest_id, node.id);
   }
-  return deepest - 1;
+  if (nodes_.empty() || nodes_[kRoot].parent >= 0 ||
+      size_t{highest_base} + highest_code >= nodes_.size() ||
+      highest_id >= static_cast<int64_t>(ids))
+    throw FormatError("the trie leads outside of itself");
+  if (std::max<size_t>(deepest - 1, 1) != longest)
+    throw FormatError("the longest piece is not as long as the trie is deep");
 }
 
 }  // namespace llmjp::tokenizer

@@ -70,15 +70,14 @@ class Trie {
   static void transfer(Self& self, Archive& archive) {
     archive(self.nodes_);
   }
-  // Throws FormatError where a step by a code up to `highest_code` would leave the nodes, or an id
-  // is not below `ids`. After transfer().
-  void check(uint32_t highest_code, size_t ids) const;
-
-  // Steps of the longest way from the root, by codes up to `highest_code`.
-  size_t longest_path(uint32_t highest_code) const;
+  // Throws FormatError where a step by a code up to `highest_code` would leave the nodes, an id is
+  // not below `ids`, or a way has not at most `longest` steps. After transfer().
+  void check(uint32_t highest_code, size_t ids, size_t longest) const;
 
  private:
-  Table<Node> nodes_;  // long enough that base + code stays inside for every code in use
+  // Long enough that base + code stays inside for every code in use. A node stands behind its
+  // parent, so that one pass finds all depths.
+  Table<Node> nodes_;
 };
 
 }  // namespace llmjp::tokenizer

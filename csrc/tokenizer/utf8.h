@@ -105,6 +105,10 @@ inline size_t find_invalid_utf8(std::string_view text) {
   return std::string_view::npos;
 }
 
+// Whether find_invalid_utf8() finds nothing, in a fraction of its time on long texts. Only bytes
+// are compared, each with the three before it, so that the compiler makes vectors of it.
+bool is_utf8(std::string_view text);
+
 // The characters of valid UTF-8.
 inline std::u32string to_utf32(std::string_view text) {
   std::u32string characters;
