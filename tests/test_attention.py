@@ -4,44 +4,20 @@ Values and gradients follow the numerics rule of llmjp_ext.testing; failures pri
 """
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
 import torch._dynamo.testing
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import llmjp_ext
-from conftest import BACKENDS
-from llmjp_ext import _library
+from attention_cases import FLOATS, SLOPES, compare, lengths, on, run, runs_kernels, sdpa
 from llmjp_ext.ops import _attention_torch
 from llmjp_ext.reference import attention as reference
 from llmjp_ext.testing import GRADIENT_FACTOR, assert_accurate, simulated_kernels
 
-FLOATS = [torch.float32, torch.float16, torch.bfloat16]
-
-
-@pytest.fixture(params=BACKENDS)
-def device(request: pytest.FixtureRequest, monkeypatch) -> Iterator[str]:
-    """Where the tensors are. Simulated, gradients are added up in any order, as they are unless
-    PyTorch is asked for deterministic algorithms, which simulated_kernels does for its own ends."""
-    if request.param == "simt":
-        with simulated_kernels():
-            monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
-            yield "cpu"
-    else:
-        yield request.param
-
-
-def runs_kernels(device: str) -> bool:
-    """Whether attention's CUDA kernel serves this device, on a GPU or simulated."""
-    return device == "cuda" or _library.ops is not torch.ops.llmjp_ext
-
-
-def lengths(*values: int) -> Tensor:
-    return torch.tensor(values, dtype=torch.int32)
+pytestmark = pytest.mark.usefixtures("sums_in_any_order")
 
 
 # (tokens, keys, heads, kv_heads, head_dim), options. Batch is 2.
@@ -62,7 +38,7 @@ CASES = {
     "causal window": ((40, 40, 2, 1, 16), {"causal": True, "window": (7, 7)}),
     "softcap": ((15, 15, 2, 2, 16), {"softcap": 1.5, "causal": True}),
     "softcap, grouped": ((9, 15, 4, 2, 16), {"softcap": 0.7}),
-    "alibi": ((11, 17, 4, 2, 16), {"alibi_slopes": torch.tensor([0.5, 0.25, 0.125, 0.06])}),
+    "alibi": ((11, 17, 4, 2, 16), {"alibi_slopes": SLOPES}),
     "alibi a sequence": (
         (11, 11, 2, 2, 16),
         {"alibi_slopes": torch.tensor([[0.5, 0.1], [0.3, 0.0]]), "causal": True},
@@ -77,7 +53,7 @@ CASES = {
             "seqlens_k": lengths(18, 15),
             "window": (6, 1),
             "softcap": 2.0,
-            "alibi_slopes": torch.tensor([0.5, 0.25, 0.125, 0.06]),
+            "alibi_slopes": SLOPES,
             "scale": 0.4,
         },
     ),
@@ -90,38 +66,6 @@ def tensors(
     tokens, keys, heads, kv_heads, width = shape
     sizes = [(batch, tokens, heads, width)] + [(batch, keys, kv_heads, width)] * 2
     return [torch.randn(size).to(device, dtype) for size in sizes]
-
-
-def on(device: str, options: dict[str, object]) -> dict[str, object]:
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
-
-
-def run(function, inputs: list[Tensor], dout: Tensor, dlse: Tensor | None) -> list[Tensor]:
-    """out, lse and the gradients of q, k and v."""
-    leaves = [t.detach().requires_grad_() for t in inputs]
-    out, lse = function(*leaves)
-    loss = (out * dout.to(out.dtype)).sum()
-    if dlse is not None:
-        # Rows without keys have lse -inf, and no gradient to give.
-        loss = loss + (lse.masked_fill(lse == -torch.inf, 0.0) * dlse.to(lse.dtype)).sum()
-    loss.backward()
-    return [out.detach(), lse.detach(), *(leaf.grad for leaf in leaves)]
-
-
-def sdpa(q: Tensor, k: Tensor, v: Tensor, options: dict[str, object]) -> Tensor:
-    """What a PyTorch user writes, where PyTorch has it: no softcap and no ALiBi."""
-    ones = torch.ones_like(q[..., :1]), torch.ones_like(k[..., :1])
-    masks = {key: value for key, value in options.items() if key != "scale"}
-    # With one key dimension of ones and v the identity, the reference shows which keys are seen.
-    eye = torch.eye(k.shape[1], device=q.device, dtype=q.dtype)[None, :, None]
-    seen = reference.attention(*ones, eye.expand(*k.shape[:3], -1), **masks)[0] > 0
-    out = F.scaled_dot_product_attention(
-        *(t.transpose(1, 2) for t in (q, k, v)),
-        attn_mask=seen.transpose(1, 2),
-        scale=options.get("scale"),
-        enable_gqa=True,
-    )
-    return out.transpose(1, 2).nan_to_num(0.0)
 
 
 def check(
@@ -159,11 +103,7 @@ def check(
 
     plain = run(plain_pytorch, inputs, dout, dlse)
     exact = run(truth, [t.double() for t in inputs], dout, dlse)
-    assert actual[0].is_contiguous() and actual[1].dtype == torch.float32
-    for name, a, e, p in zip(["out", "lse", "dq", "dk", "dv"], actual, exact, plain, strict=True):
-        factor = GRADIENT_FACTOR if name.startswith("d") else 2.0
-        assert_accurate(a, e, p, factor=factor, what=f"{name} of {shape}, {options}")
-    return actual
+    return compare(actual, exact, plain, f"{shape}, {options}")
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

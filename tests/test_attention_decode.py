@@ -11,23 +11,13 @@ import torch._dynamo.testing
 from torch import Tensor
 
 import llmjp_ext
-from llmjp_ext import _library
+from attention_cases import FLOATS, SLOPES, lengths, on, runs_kernels
 from llmjp_ext.reference import attention as reference_attention
 from llmjp_ext.reference import attention_decode as reference
 from llmjp_ext.testing import assert_accurate
 
-FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 LENGTHS = (11, 0, 29)
 CAPACITY = 32
-
-
-def runs_kernels(device: str) -> bool:
-    """Whether the CUDA kernel serves this device, on a GPU or simulated."""
-    return device == "cuda" or _library.ops is not torch.ops.llmjp_ext
-
-
-def lengths(*values: int) -> Tensor:
-    return torch.tensor(values, dtype=torch.int32)
 
 
 CASES = {
@@ -36,14 +26,14 @@ CASES = {
     "window": {"window": (6, 0)},
     "window, right open": {"window": (6, -1)},
     "softcap": {"softcap": 1.5},
-    "alibi": {"alibi_slopes": torch.tensor([0.5, 0.25, 0.125, 0.06])},
+    "alibi": {"alibi_slopes": SLOPES},
     "alibi a sequence": {"alibi_slopes": torch.linspace(0.05, 0.6, 12).view(3, 4)},
     "left padding": {"starts_k": lengths(4, 0, 12)},
     "all of it": {
         "scale": 0.3,
         "window": (9, 0),
         "softcap": 2.0,
-        "alibi_slopes": torch.tensor([0.5, 0.25, 0.125, 0.06]),
+        "alibi_slopes": SLOPES,
         "starts_k": lengths(4, 0, 22),
     },
 }
@@ -60,10 +50,6 @@ def caches(
         table = torch.randperm(3 * pages + 2)[: 3 * pages].view(3, pages).int().to(device)
     k, v = (torch.randn(shape).to(device, dtype) for _ in range(2))
     return k, v, table
-
-
-def on(device: str, options: dict[str, object]) -> dict[str, object]:
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
 
 
 def double(options: dict[str, object]) -> dict[str, object]:

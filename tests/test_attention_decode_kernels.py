@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 import llmjp_ext
+from attention_cases import lengths
 from llmjp_ext.reference import attention_decode as reference
 from llmjp_ext.testing import assert_accurate, simulated_kernels
 
@@ -20,10 +21,6 @@ SHAPES = {
     "wide heads, several tokens": (2, 7, 4, 1, 256, 100),
     "between tiles": (1, 1, 4, 2, 80, 300),
 }
-
-
-def lengths(*values: int) -> Tensor:
-    return torch.tensor(values, dtype=torch.int32)
 
 
 @pytest.fixture(params=["simt", pytest.param("cuda", marks=pytest.mark.gpu)])

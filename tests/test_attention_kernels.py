@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 import llmjp_ext
+from attention_cases import lengths, run
 from llmjp_ext.testing import simulated_kernels
-from test_attention import check, lengths, run, tensors
+from test_attention import check, tensors
 
 # Tiles of keys that several queries' tiles share, in every order that the masks allow.
 ORDERED_CASES = {

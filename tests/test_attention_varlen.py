@@ -6,7 +6,6 @@ Values and gradients follow the numerics rule of llmjp_ext.testing; failures pri
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,23 +13,12 @@ import torch._dynamo.testing
 from torch import Tensor
 
 import llmjp_ext
-from conftest import BACKENDS
+from attention_cases import FLOATS, SLOPES, compare, lengths, on, run, runs_kernels, sdpa
 from llmjp_ext import _library
 from llmjp_ext.ops._attention_torch import Dropout
 from llmjp_ext.reference.attention_varlen import attention_varlen as reference
-from llmjp_ext.testing import GRADIENT_FACTOR, assert_accurate, simulated_kernels
-from test_attention import FLOATS, lengths, on, run, runs_kernels, sdpa
 
-
-@pytest.fixture(params=BACKENDS)
-def device(request: pytest.FixtureRequest, monkeypatch) -> Iterator[str]:
-    """Where the tensors are, as in test_attention: gradients are added up in any order."""
-    if request.param == "simt":
-        with simulated_kernels():
-            monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
-            yield "cpu"
-    else:
-        yield request.param
+pytestmark = pytest.mark.usefixtures("sums_in_any_order")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +59,6 @@ class Packing:
         k_sizes = (self.total("keys"), heads[1], heads[2])
         return [torch.randn(s).to(device, dtype) for s in (q_sizes, k_sizes, k_sizes)]
 
-
-SLOPES = torch.tensor([0.5, 0.25, 0.125, 0.06])
 
 # Packing, (heads, kv_heads, head_dim), options.
 CASES = {
@@ -149,11 +135,7 @@ def check(
     actual = run(op, inputs, dout, dlse)
     plain = run(plain_pytorch, inputs, dout, dlse)
     exact = run(truth, [t.double() for t in inputs], dout, dlse)
-    assert actual[0].is_contiguous() and actual[1].dtype == torch.float32
-    for name, a, e, p in zip(["out", "lse", "dq", "dk", "dv"], actual, exact, plain, strict=True):
-        factor = GRADIENT_FACTOR if name.startswith("d") else 2.0
-        assert_accurate(a, e, p, factor=factor, what=f"{name} of {packing}, {heads}, {options}")
-    return actual
+    return compare(actual, exact, plain, f"{packing}, {heads}, {options}")
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

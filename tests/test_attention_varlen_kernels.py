@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 import llmjp_ext
+from attention_cases import lengths, run
 from llmjp_ext.testing import simulated_kernels
-from test_attention import lengths, run
 from test_attention_varlen import Packing, check
 
 

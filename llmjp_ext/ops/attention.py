@@ -4,24 +4,23 @@ The public function checks its arguments and dispatches to torch.ops.llmjp_ext, 
 implementation is in _attention_torch.
 """
 
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from llmjp_ext import _library
 from llmjp_ext.ops import _attention_torch
+from llmjp_ext.ops._attention_autograd import attend, check_keys, register
 from llmjp_ext.ops._attention_torch import Dropout, Scoring
 from llmjp_ext.ops._support import (
     FLOAT_NAMES,
     FLOATS,
     autocast_dtype,
-    distinct,
     draw_random_state,
-    needs_grad,
     without_autocast,
 )
+
+_OP = "attention"
 
 
 @overload
@@ -116,16 +115,17 @@ def attention(
     if dtype is not None:
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     _check_tensors(q, k, v)
-    window_left, window_right = check_window("attention", window)
+    window_left, window_right = check_window(_OP, window)
     if causal:
         window_right = 0
-    check_softcap("attention", softcap)
-    check_alibi("attention", alibi_slopes, q)
-    check_lengths("attention", "starts_k", starts_k, q)
-    check_lengths("attention", "seqlens_k", seqlens_k, q)
-    check_dropout("attention", dropout_p)
+    check_softcap(_OP, softcap)
+    check_alibi(_OP, alibi_slopes, q)
+    check_lengths(_OP, "starts_k", starts_k, q)
+    check_lengths(_OP, "seqlens_k", seqlens_k, q)
+    check_dropout(_OP, dropout_p)
     random_state = draw_random_state(q.device) if dropout_p > 0 else None
-    arguments = (
+    out, lse = attend(
+        _OP,
         q,
         k,
         v,
@@ -139,42 +139,16 @@ def attention(
         softcap,
         dropout_p,
     )
-    if needs_grad(q, k, v):
-        out, lse = _Attention.apply(  # type: ignore[no-untyped-call]
-            *distinct(*arguments)
-        )
-    else:
-        out, lse = _library.ops.attention_fwd(*arguments)
     return (out, lse) if return_lse else out
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
-    check_dtype("attention", q)
+    check_dtype(_OP, q)
     if q.ndim != 4:
         raise ValueError(
-            f"attention: q must be [batch, tokens, heads, head_dim], got shape {list(q.shape)}."
+            f"{_OP}: q must be [batch, tokens, heads, head_dim], got shape {list(q.shape)}."
         )
-    batch, _, heads, width = q.shape
-    for name, tensor in (("k", k), ("v", v)):
-        if tensor.dtype != q.dtype:
-            raise TypeError(f"attention: {name} must have q's dtype {q.dtype}, got {tensor.dtype}.")
-        if tensor.device != q.device:
-            raise ValueError(
-                f"attention: {name} must be on q's device {q.device}, got {tensor.device}."
-            )
-        if tensor.ndim != 4 or tensor.shape[0] != batch or tensor.shape[3] != width:
-            raise ValueError(
-                f"attention: {name} must have shape [{batch}, keys, kv_heads, {width}] beside q of "
-                f"shape {list(q.shape)}, got {list(tensor.shape)}."
-            )
-    if k.shape != v.shape:
-        raise ValueError(
-            f"attention: k and v must have one shape, got {list(k.shape)} and {list(v.shape)}."
-        )
-    if k.shape[2] == 0 or heads % k.shape[2] != 0:
-        raise ValueError(
-            f"attention: q's heads must be a multiple of k's, got {heads} and {k.shape[2]}."
-        )
+    check_keys(_OP, q, k, v, (q.shape[0], "keys"))
 
 
 def check_dtype(op: str, q: Tensor) -> None:
@@ -241,53 +215,6 @@ def check_lengths(op: str, name: str, lengths: Tensor | None, q: Tensor) -> None
         )
     if lengths.device != q.device:
         raise ValueError(f"{op}: {name} must be on q's device {q.device}, got {lengths.device}.")
-
-
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        alibi_slopes: Tensor | None,
-        starts_k: Tensor | None,
-        seqlens_k: Tensor | None,
-        random_state: Tensor | None,
-        *numbers: Any,
-    ) -> tuple[Tensor, Tensor]:
-        masks = (alibi_slopes, starts_k, seqlens_k, random_state)
-        out, lse = _library.ops.attention_fwd(q, k, v, *masks, *numbers)
-        ctx.save_for_backward(q, k, v, out, lse, *masks)
-        ctx.numbers = numbers
-        ctx.set_materialize_grads(False)
-        return out, lse
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
-        nothing = (None,) * 9
-        if dout is None and dlse is None:
-            return None, None, None, *nothing
-        q, k, v, out, lse, *masks = ctx.saved_tensors
-        if dout is None:  # only lse was used
-            dout = torch.zeros_like(out)
-        deterministic = torch.are_deterministic_algorithms_enabled()
-        dq, dk, dv = _library.ops.attention_bwd(
-            dout, dlse, q, k, v, out, lse, *masks, *ctx.numbers, deterministic
-        )
-        return dq, dk, dv, *nothing
-
-
-def _fake_fwd(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    batch, tokens, heads, _width = q.shape
-    return q.new_empty(q.shape), q.new_empty((batch, heads, tokens), dtype=torch.float32)
-
-
-def _fake_bwd(
-    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _scoring(
@@ -372,9 +299,4 @@ def _torch_bwd(
     return _attention_torch.backward(dout, dlse, q, k, v, out, lse, scoring, dropout)
 
 
-for _name, _torch, _fake in (
-    ("attention_fwd", _torch_fwd, _fake_fwd),
-    ("attention_bwd", _torch_bwd, _fake_bwd),
-):
-    _library.register_implementation(_name, _torch)
-    torch.library.register_fake(f"{_library.NAMESPACE}::{_name}", _fake)
+register(_OP, _torch_fwd, _torch_bwd)

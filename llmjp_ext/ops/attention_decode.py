@@ -6,13 +6,14 @@ synchronisation to all of the cache.
 """
 
 import dataclasses
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from llmjp_ext import _library
 from llmjp_ext.ops import _attention_torch
+from llmjp_ext.ops._attention_autograd import fake_fwd
 from llmjp_ext.ops._attention_torch import Scoring
 from llmjp_ext.ops._support import autocast_dtype, without_autocast
 from llmjp_ext.ops.attention import (
@@ -229,11 +230,6 @@ def _check_new(q: Tensor, k_cache: Tensor, k_new: Tensor | None, v_new: Tensor |
             raise ValueError(f"{_OP}: {name} must be on q's device {q.device}, got {new.device}.")
 
 
-def _fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    batch, tokens, heads, _width = q.shape
-    return q.new_empty(q.shape), q.new_empty((batch, heads, tokens), dtype=torch.float32)
-
-
 def _append(
     caches: tuple[Tensor, Tensor],
     new: tuple[Tensor, Tensor],
@@ -359,4 +355,4 @@ def _torch_decode(
 
 
 _library.register_implementation("attention_decode", _torch_decode)
-torch.library.register_fake(f"{_library.NAMESPACE}::attention_decode", _fake)
+torch.library.register_fake(f"{_library.NAMESPACE}::attention_decode", fake_fwd)

@@ -10,18 +10,11 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from llmjp_ext import _library
 from llmjp_ext.ops import _attention_torch
+from llmjp_ext.ops._attention_autograd import attend, check_keys, register
 from llmjp_ext.ops._attention_torch import Dropout, Scoring
-from llmjp_ext.ops._support import (
-    autocast_dtype,
-    distinct,
-    draw_random_state,
-    needs_grad,
-    without_autocast,
-)
+from llmjp_ext.ops._support import autocast_dtype, draw_random_state, without_autocast
 from llmjp_ext.ops.attention import (
     check_alibi,
     check_dropout,
@@ -147,7 +140,8 @@ def attention_varlen(
     check_alibi(_OP, alibi_slopes, q, batch=cu_seqlens_q.shape[0] - 1)
     check_dropout(_OP, dropout_p)
     random_state = draw_random_state(q.device) if dropout_p > 0 else None
-    arguments = (
+    out, lse = attend(
+        _OP,
         q,
         k,
         v,
@@ -163,10 +157,6 @@ def attention_varlen(
         softcap,
         dropout_p,
     )
-    if needs_grad(q, k, v):
-        out, lse = _AttentionVarlen.apply(*distinct(*arguments))  # type: ignore[no-untyped-call]
-    else:
-        out, lse = _library.ops.attention_varlen_fwd(*arguments)
     return (out, lse) if return_lse else out
 
 
@@ -174,27 +164,7 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
     check_dtype(_OP, q)
     if q.ndim != 3:
         raise ValueError(f"{_OP}: q must be [total, heads, head_dim], got shape {list(q.shape)}.")
-    _, heads, width = q.shape
-    for name, tensor in (("k", k), ("v", v)):
-        if tensor.dtype != q.dtype:
-            raise TypeError(f"{_OP}: {name} must have q's dtype {q.dtype}, got {tensor.dtype}.")
-        if tensor.device != q.device:
-            raise ValueError(
-                f"{_OP}: {name} must be on q's device {q.device}, got {tensor.device}."
-            )
-        if tensor.ndim != 3 or tensor.shape[2] != width:
-            raise ValueError(
-                f"{_OP}: {name} must have shape [total_k, kv_heads, {width}] beside q of shape "
-                f"{list(q.shape)}, got {list(tensor.shape)}."
-            )
-    if k.shape != v.shape:
-        raise ValueError(
-            f"{_OP}: k and v must have one shape, got {list(k.shape)} and {list(v.shape)}."
-        )
-    if k.shape[1] == 0 or heads % k.shape[1] != 0:
-        raise ValueError(
-            f"{_OP}: q's heads must be a multiple of k's, got {heads} and {k.shape[1]}."
-        )
+    check_keys(_OP, q, k, v, ("total_k",))
 
 
 def _check_lengths(cu_seqlens: Tensor, q: Tensor, max_seqlen: int | Tensor, side: str) -> None:
@@ -213,42 +183,6 @@ def _check_lengths(cu_seqlens: Tensor, q: Tensor, max_seqlen: int | Tensor, side
         raise TypeError(f"{_OP}: max_seqlen_{side} must be an int, got a tensor.")
     if max_seqlen < 0:
         raise ValueError(f"{_OP}: max_seqlen_{side} must not be negative, got {max_seqlen}.")
-
-
-class _AttentionVarlen(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-        out, lse = _library.ops.attention_varlen_fwd(q, k, v, *options)
-        ctx.save_for_backward(q, k, v, out, lse, *options[:4])
-        ctx.numbers = options[4:]
-        ctx.set_materialize_grads(False)
-        return out, lse
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
-        nothing = (None,) * 11
-        if dout is None and dlse is None:
-            return None, None, None, *nothing
-        q, k, v, out, lse, *tensors = ctx.saved_tensors
-        if dout is None:  # only lse was used
-            dout = torch.zeros_like(out)
-        deterministic = torch.are_deterministic_algorithms_enabled()
-        dq, dk, dv = _library.ops.attention_varlen_bwd(
-            dout, dlse, q, k, v, out, lse, *tensors, *ctx.numbers, deterministic
-        )
-        return dq, dk, dv, *nothing
-
-
-def _fake_fwd(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    total, heads, _width = q.shape
-    return q.new_empty(q.shape), q.new_empty((heads, total), dtype=torch.float32)
-
-
-def _fake_bwd(
-    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 @dataclasses.dataclass
@@ -362,9 +296,4 @@ def _torch_bwd(
     return dq, dk, dv
 
 
-for _name, _torch, _fake in (
-    ("attention_varlen_fwd", _torch_fwd, _fake_fwd),
-    ("attention_varlen_bwd", _torch_bwd, _fake_bwd),
-):
-    _library.register_implementation(_name, _torch)
-    torch.library.register_fake(f"{_library.NAMESPACE}::{_name}", _fake)
+register(_OP, _torch_fwd, _torch_bwd)
