@@ -1,8 +1,8 @@
 """What attention and attention_varlen share above their ops: autograd, shapes, checks of k and v.
 
-Both are `<op>_fwd(q, k, v, *tensors, *numbers) -> (out, lse)` and `<op>_bwd(dout, dlse, q, k, v, out,
-lse, *tensors, *numbers, deterministic) -> (dq, dk, dv)`, with as many tensors, each a Tensor or
-None: masks, lengths and dropout's random state, none of them differentiable.
+Both are `<op>_fwd(q, k, v, *tensors, *numbers) -> (out, lse)` and `<op>_bwd(dout, dlse, q, k, v,
+out, lse, *tensors, *numbers, deterministic) -> (dq, dk, dv)`, with as many tensors, each a Tensor
+or None: masks, lengths and dropout's random state, none of them differentiable.
 """
 
 from typing import Any
