@@ -5,6 +5,10 @@ Values and gradients follow the numerics rule of llmjp_ext.testing; failures pri
 
 import math
 import mmap
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,11 +118,100 @@ def test_one_row_without_a_leading_dimension(device: str) -> None:
     assert torch.equal(loss, rows[0]) and torch.equal(gradient, rows[1][0])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_many_chunks(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows that do not fill their last chunk."""
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_pytorch_implementation(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs on CUDA without kernels, beside the native code of the CPU; rows that do not fill
+    their last chunk."""
     monkeypatch.setattr(module, "_LOGITS_OF_CHUNK", 3 * 101)
-    check(torch.randn(10, 101).to(dtype), torch.randint(0, 101, (10,)), label_smoothing=0.1)
+    logits, targets = torch.randn(2, 5, 101).to(dtype), torch.randint(0, 90, (2, 5))
+    targets[0, 2] = -100
+    options = (-100, 0.1, 1e-3, 90)
+    native = torch.ops.llmjp_ext.cross_entropy_fwd(logits, targets, *options)
+    other = module._torch_fwd(logits, targets, *options)
+    for a, b in zip(native, other, strict=True):
+        torch.testing.assert_close(a[targets >= 0], b[targets >= 0])
+    arguments = (torch.randn(2, 5), logits, targets, *native[1:], *options)
+    expected = torch.ops.llmjp_ext.cross_entropy_bwd(*arguments)
+    torch.testing.assert_close(module._torch_bwd(*arguments), expected)
+    module._torch_bwd_inplace(*arguments)
+    torch.testing.assert_close(logits, expected)
+
+
+OF_AN_INSTRUCTION_SET = """
+import sys, torch, llmjp_ext.ops
+torch.set_num_threads(int(sys.argv[2]))
+for logits, targets, dloss in (inputs := torch.load(sys.argv[1])):
+    options = (-100, 0.1, 1e-3, logits.shape[1] - 2)
+    loss, *statistics = torch.ops.llmjp_ext.cross_entropy_fwd(logits, targets, *options)
+    dlogits = torch.ops.llmjp_ext.cross_entropy_bwd(dloss, logits, targets, *statistics, *options)
+    logits.copy_(dlogits), dloss.copy_(loss)
+torch.save(inputs, sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("name", ["generic", "avx2", "avx512"])
+def test_every_instruction_set(name: str, tmp_path: Path) -> None:
+    """Each keeps the numerics rule, and gives the same bits with one thread and with two."""
+    inputs = []
+    for dtype in FLOATS:
+        for vocab in (5, 37, 1000, 3001):
+            logits = (torch.randn(70, vocab) * 8).to(dtype)
+            logits[1, : vocab // 2] = -math.inf
+            logits[2, vocab // 2] = 150.0  # far above what came before
+            targets = torch.randint(0, vocab - 2, (70,))
+            targets[1], targets[3] = vocab - 3, -100
+            inputs.append((logits, targets, torch.randn(70)))
+    results = []
+    for threads in "1", "2":
+        path = tmp_path / threads
+        torch.save(inputs, path)
+        process = subprocess.run(
+            [sys.executable, "-c", OF_AN_INSTRUCTION_SET, str(path), threads],
+            env={**os.environ, "LLMJP_CPU_ISA": name},
+            capture_output=True,
+            text=True,
+        )
+        if "this CPU does not have instruction set" in process.stderr:
+            pytest.skip(process.stderr.splitlines()[-1])
+        assert process.returncode == 0, process.stderr
+        results.append(torch.load(path))
+    for (x, targets, dloss), (dlogits, _, loss), (again, _, _) in zip(
+        inputs, *results, strict=True
+    ):
+        options = {"label_smoothing": 0.1, "z_loss": 1e-3, "valid_vocab": x.shape[1] - 2}
+        exact, baseline = (
+            run(function, x.to(kind), targets, dloss, **options, reduction="none")
+            for function, kind in (
+                (reference.cross_entropy, torch.float64),
+                (plain, x.dtype),
+            )
+        )
+        what = f"{name}, {list(x.shape)}"
+        assert torch.equal(dlogits, again), what
+        finite = exact[0].isfinite()  # label smoothing of -inf is an infinite loss
+        assert finite.sum() >= len(loss) - 1
+        assert_accurate(loss[finite], exact[0][finite], baseline[0][finite], what=f"loss, {what}")
+        assert_accurate(dlogits, exact[1], baseline[1], factor=GRADIENT_FACTOR, what=what)
+
+
+def test_conversions_of_16_bit_numbers(device: str, seed: int) -> None:
+    """Every logit is read, and every gradient rounded, as torch converts them."""
+    ops, options = _library.ops, (-100, 0.0, 0.0, None)
+    count = 20000 if ops is torch.ops.llmjp_ext else 500
+    for dtype in (torch.float16, torch.bfloat16):
+        values = torch.randint(-(2**15), 2**15, (count,)).to(torch.int16).view(dtype)
+        values = values[values.isfinite()].to(device)
+        zeros = torch.zeros(len(values), dtype=torch.int64, device=device)
+        _, largest, _ = ops.cross_entropy_fwd(values[:, None], zeros, *options)
+        assert torch.equal(largest, values.float()), f"{dtype}, {seed=}"
+        # Probabilities of 1 and 0, the target being the other one: the gradient is dloss.
+        logits = torch.tensor([0.0, -math.inf], dtype=dtype, device=device).repeat(count, 1)
+        dloss = torch.randint(-(2**31), 2**31, (count,)).to(torch.int32).view(torch.float32)
+        dloss[: count // 2] = torch.randn(count // 2) * 2.0 ** torch.randint(-26, 17, (count // 2,))
+        dloss = dloss.where(dloss.isfinite(), 1.0).to(device)
+        zeros = torch.zeros(count, device=device)
+        gradient = ops.cross_entropy_bwd(dloss, logits, (zeros + 1).long(), zeros, zeros, *options)
+        assert torch.equal(gradient[:, 0], dloss.to(dtype)), f"{dtype}, {seed=}"
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -247,8 +340,6 @@ def test_inplace_backward_of_strided_logits(device: str, copied: bool) -> None:
 
 def test_the_native_op_refuses_what_would_read_beyond_memory(device: str) -> None:
     """Called past the Python checks, the bindings still guard shapes and dtypes."""
-    if _library.ops is torch.ops.llmjp_ext and device == "cpu":
-        pytest.skip("the CPU implementation is PyTorch, which checks by itself")
     ops, logits = _library.ops, torch.randn(3, 8, device=device)
     targets, numbers = torch.zeros(3, dtype=torch.int64, device=device), torch.ones(3).to(device)
     options = (-100, 0.0, 0.0)

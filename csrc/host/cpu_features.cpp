@@ -23,7 +23,8 @@ std::vector<InstructionSet> supported_instruction_sets() {
 #ifdef __x86_64__
   // These look at what the operating system saves of the registers, too.
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2")) sets.push_back(InstructionSet::kAvx2);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    sets.push_back(InstructionSet::kAvx2);
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     sets.push_back(InstructionSet::kAvx512);
@@ -52,6 +53,12 @@ InstructionSet choose_instruction_set(std::string_view asked, const char* variab
   throw std::invalid_argument(source + (known ? "this CPU does not have" : "unknown") +
                               " instruction set \"" + std::string(asked) +
                               "\"; supported here: " + supported);
+}
+
+InstructionSet cpu_instruction_set() {
+  static const InstructionSet set =
+      choose_instruction_set("", "LLMJP_CPU_ISA", supported_instruction_sets().back());
+  return set;
 }
 
 }  // namespace llmjp::host

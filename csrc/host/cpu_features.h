@@ -9,7 +9,7 @@ namespace llmjp::host {
 
 enum class InstructionSet {
   kGeneric,  // what every processor of the architecture has
-  kAvx2,     // x86: AVX2
+  kAvx2,     // x86: AVX2 and FMA
   kAvx512,   // x86: AVX-512 F, BW, DQ and VL
 };
 
@@ -23,5 +23,9 @@ std::vector<InstructionSet> supported_instruction_sets();
 // supported here.
 InstructionSet choose_instruction_set(std::string_view asked, const char* variable,
                                       InstructionSet preferred);
+
+// What native code of CPU tensors runs with: the best there is, or what $LLMJP_CPU_ISA names.
+// Looked up once.
+InstructionSet cpu_instruction_set();
 
 }  // namespace llmjp::host

@@ -1,7 +1,9 @@
 """cross_entropy: the loss of logits over a vocabulary, without a float32 copy of them.
 
 Forward keeps the log-sum-exp of each row; backward computes the probabilities again from it, and
-can write the gradient over the logits.
+can write the gradient over the logits. The CPU runs native code
+(csrc/cross_entropy/cross_entropy_cpu.cpp); the PyTorch implementation here is for CUDA tensors in a
+build without kernels.
 """
 
 import math
@@ -15,8 +17,7 @@ from torch.autograd.function import once_differentiable
 from llmjp_ext import _library
 from llmjp_ext.ops._support import FLOAT_NAMES, FLOATS, needs_grad, without_autocast
 
-# Logits that the PyTorch implementation holds in float32 at a time, twice: 16 MiB. Smaller chunks
-# make more parallel regions, which cost where other processes want the cores.
+# Logits that the PyTorch implementation holds in float32 at a time, twice: 16 MiB.
 _LOGITS_OF_CHUNK = 1 << 21
 
 _REDUCTIONS = ("mean", "sum", "none")
@@ -243,7 +244,7 @@ def _chunks(rows_first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]
 
 
 class _WorkSpace:
-    """Room for two float32 copies of the largest chunk: fresh memory costs more than arithmetic."""
+    """Room for two float32 copies of the largest chunk."""
 
     def __init__(self, logits: Tensor, classes: int) -> None:
         rows = min(math.prod(logits.shape[:-1]), max(1, _LOGITS_OF_CHUNK // logits.shape[-1]))
@@ -254,7 +255,6 @@ class _WorkSpace:
     def apply(self, function: Callable[..., Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
         """A chunk's valid logits in float32, and what log_softmax or softmax makes of them."""
         rows = x.shape[0]
-        # Converted first: operations on two dtypes at once are several times slower on a CPU.
         logits = self.logits[:rows].copy_(x[:, : self.logits.shape[1]])
         return logits, function(logits, -1, False, out=self.results[:rows])
 
@@ -267,17 +267,6 @@ def _is_flat(x: Tensor) -> bool:
     )
 
 
-def _check_targets(targets: Tensor, ignore_index: int, classes: int) -> None:
-    if targets.device.type != "cpu":
-        return
-    wrong = (targets != ignore_index) & ((targets < 0) | (targets >= classes))
-    if bool(wrong.any()):
-        raise ValueError(
-            f"cross_entropy: targets must be from 0 to {classes - 1} or ignore_index "
-            f"{ignore_index}, got {int(targets[wrong][0])}."
-        )
-
-
 @without_autocast
 def _torch_fwd(
     logits: Tensor,
@@ -288,7 +277,6 @@ def _torch_fwd(
     valid_vocab: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     classes = logits.shape[-1] if valid_vocab is None else valid_vocab
-    _check_targets(targets, ignore_index, classes)
     results = _fake_fwd(logits, targets)
     if targets.numel() == 0:
         return results
@@ -342,11 +330,8 @@ def _write_gradient(
         place = target.masked_fill(ignored, 0)[:, None]
         wanted = gradient.gather(1, place) - g * (1.0 - label_smoothing)
         gradient.scatter_(1, place, wanted)
-        # Also where logits that nobody looks at are NaN or infinite. A pass over all is slow.
-        if gradient.is_cuda:
-            gradient.masked_fill_(ignored[:, None], 0.0)
-        else:
-            gradient.index_fill_(0, ignored.nonzero()[:, 0], 0.0)
+        # Also where logits that nobody looks at are NaN or infinite.
+        gradient.masked_fill_(ignored[:, None], 0.0)
         dx[:, :classes] = gradient
         dx[:, classes:] = 0.0
 
