@@ -5,6 +5,8 @@ import gc
 import multiprocessing
 import os
 import random
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -195,6 +197,86 @@ def test_a_forked_child_encodes_over_threads(ours: Tokenizer) -> None:
     finally:
         stop.set()
         busy.join()
+
+
+def thread_ids() -> set[str]:
+    """The threads of this process, Python's or not."""
+    return {path.name for path in Path("/proc/self/task").iterdir()}
+
+
+def blocked_signals(thread: str) -> int:
+    """The signals that a thread does not take, signal n as bit n - 1."""
+    text = Path(f"/proc/self/task/{thread}/status").read_text(encoding="ascii")
+    return int(next(line for line in text.splitlines() if line.startswith("SigBlk")).split()[1], 16)
+
+
+@pytest.mark.skipif(not PROCESS_STATUS.exists(), reason="needs Linux's /proc")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_helping_threads_stay_and_go_before_a_fork(ours: Tokenizer) -> None:
+    """Calls share them, they leave signals to others, and a fork finds none that it could lose."""
+    texts = some_texts(8, 100_000)
+    pid = os.fork()  # ends those of tests before
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    before = thread_ids()
+    expected = ours.encode_batch(texts, num_threads=2)
+    helping = thread_ids() - before
+    assert len(helping) == 1
+    for _ in range(20):
+        ours.encode_ragged(texts, num_threads=2)
+        ours.decode_batch(expected, num_threads=2)
+    assert thread_ids() - before == helping
+    mask = blocked_signals(helping.pop())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+        assert mask >> (number - 1) & 1, number
+    assert not mask >> (signal.SIGSEGV - 1) & 1
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if ours.encode_batch(texts, num_threads=2) == expected else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert thread_ids() - before == set()
+    assert ours.encode_batch(texts, num_threads=2) == expected
+
+
+@pytest.mark.parametrize("state", ["idle", "busy"])
+def test_a_process_ends_cleanly(state: str) -> None:
+    """With helping threads asleep, and with daemon threads in the middle of calls of each kind."""
+    program = f"""
+import sys, threading, time
+from llmjp_ext import Tokenizer
+
+tokenizer = Tokenizer.from_file(sys.argv[1])
+texts = ["日本語の本。print(line)" * 200] * 100
+ids = tokenizer.encode_batch(texts, num_threads=2)
+calls = [
+    lambda: tokenizer.encode_batch(texts, num_threads=2),
+    lambda: tokenizer.encode_ragged(texts, num_threads=2),
+    lambda: tokenizer.encode("".join(texts)),
+    lambda: tokenizer.decode_batch(ids, num_threads=2),
+]
+begun = threading.Barrier(len(calls) + 1)
+
+def keep_calling(call):
+    call()
+    begun.wait()
+    while True:
+        call()
+
+if {state == "busy"}:
+    for call in calls:
+        threading.Thread(target=keep_calling, args=(call,), daemon=True).start()
+    begun.wait()
+    time.sleep(0.05)
+print("end")
+"""
+    finished = subprocess.run(
+        [sys.executable, "-c", program, model_file("trained")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (finished.returncode, finished.stdout) == (0, "end\n"), finished.stderr
 
 
 def resident_kilobytes() -> int:

@@ -1,5 +1,6 @@
 // Batches of texts over threads: the parts of Tokenizer that have to do with more than one text.
 #include <algorithm>
+#include <optional>
 
 #include "tokenizer/long_text.h"
 #include "tokenizer/ordered_parts.h"
@@ -8,8 +9,18 @@
 namespace llmjp::tokenizer {
 namespace {
 
-// In characters: enough to be worth the start of a thread and the handing over, some 0.1 ms.
-constexpr size_t kLeastPart = size_t{1} << 14;
+// In characters. A batch of fewer is not worth waking a thread, which takes some 20 microseconds;
+// the time that the smallest parts take, some 10 microseconds, is what threads may end apart.
+constexpr size_t kWorthThreads = size_t{1} << 14;
+constexpr size_t kLeastPart = size_t{1} << 11;
+constexpr size_t kLargestPart = size_t{1} << 16;
+constexpr size_t kPerText = 16;  // what a text costs by itself
+
+// A share of the characters that are left: large parts first, since each has its cost, and ever
+// smaller ones, so that no thread is left with a long tail.
+size_t part_size(size_t left, size_t num_threads) {
+  return std::clamp(left / (4 * num_threads), kLeastPart, kLargestPart);
+}
 
 // What one thread takes at a time: texts [begin, end), or one chunk of a long text.
 struct Part {
@@ -21,33 +32,31 @@ struct Part {
 
 }  // namespace
 
-// A text whose chunks arrive in order.
+// Puts the ids of long texts together, whose chunks arrive in order.
 template <class Id>
 class Tokenizer::LongText {
  public:
-  LongText(const Tokenizer& tokenizer, const EncodeOptions& options, Workspace& workspace)
-      : tokenizer_(tokenizer),
-        options_(options),
-        workspace_(workspace),
-        joiner_(tokenizer.model_, tokenizer.rules_) {}
+  LongText(const Tokenizer& tokenizer, const EncodeOptions& options, Workspace& workspace,
+           IdBuffer<Id>& out)
+      : tokenizer_(tokenizer), options_(options), workspace_(workspace), out_(out) {}
 
   // True if the text is complete.
   bool append(const Text& text, const Chunk& chunk, const ChunkIds<Id>& found) {
-    if (chunk.begin == 0) add_tokens(true);
-    exact_ = exact_ && joiner_.append(chunk, found, workspace_.sequential, ids_);
+    if (chunk.begin == 0) {
+      begin_ = out_.size();
+      joiner_.emplace(tokenizer_.model_, tokenizer_.rules_);
+      exact_ = true;
+      add_tokens(true);
+    }
+    exact_ = exact_ && joiner_->append(chunk, found, workspace_.sequential, out_);
     if (chunk.end < text.size) return false;
     if (exact_) {
       add_tokens(false);
-    } else {  // beyond what units can do: from the beginning, in one go
-      ids_.clear();
-      tokenizer_.encode_whole(text, nullptr, options_, workspace_, ids_);
+    } else {  // beyond what units can do: in one go; the ids that are there already come again
+      out_.truncate(begin_);
+      tokenizer_.encode_whole(text, nullptr, options_, workspace_, out_);
     }
     return true;
-  }
-  const IdBuffer<Id>& ids() const { return ids_; }
-  void clear() {
-    ids_ = {};
-    exact_ = true;
   }
 
  private:
@@ -59,7 +68,7 @@ class Tokenizer::LongText {
       if (item.kind == TemplateItem::Kind::kFirst) {
         here = !before;
       } else if (item.kind == TemplateItem::Kind::kToken && here) {
-        ids_.push(item.id);
+        out_.push(item.id);
       }
     }
   }
@@ -67,45 +76,77 @@ class Tokenizer::LongText {
   const Tokenizer& tokenizer_;
   const EncodeOptions& options_;
   Workspace& workspace_;
-  ChunkJoiner<Id> joiner_;
-  IdBuffer<Id> ids_;
+  IdBuffer<Id>& out_;
+  size_t begin_ = 0;
+  std::optional<ChunkJoiner<Id>> joiner_;
   bool exact_ = true;
 };
 
 namespace {
 
-// Parts small enough that no thread is left with a long tail.
+// `divide(text, later)`: the chunks of a long text that so many characters follow, none of others.
 template <class Divide>
 std::vector<Part> split(const std::vector<Text>& texts, size_t num_threads, const Divide& divide) {
-  constexpr size_t kPerText = 16;  // what a text costs by itself, in characters
-  constexpr size_t kMost = size_t{1} << 16;
-  size_t total = 0;
-  for (const Text& text : texts) total += text.size + kPerText;
-  const size_t size = std::clamp(total / (8 * num_threads), kLeastPart, kMost);
+  size_t left = 0;
+  for (const Text& text : texts) left += text.size + kPerText;
   std::vector<Part> parts;
-  parts.reserve(total / size + 1);
   size_t begin = 0;
-  size_t characters = 0;
+  size_t characters = 0;  // of the part
+  size_t size = part_size(left, num_threads);
+  const auto begin_at = [&](size_t text) {
+    begin = text;
+    characters = 0;
+    size = part_size(left, num_threads);
+  };
   for (size_t i = 0; i < texts.size(); ++i) {
-    if (const std::vector<Chunk> chunks = divide(texts[i]); !chunks.empty()) {
+    const size_t own = texts[i].size + kPerText;
+    left -= own;
+    if (const std::vector<Chunk> chunks = divide(texts[i], left); !chunks.empty()) {
       if (begin < i) parts.push_back({begin, i});
       for (const Chunk& chunk : chunks) parts.push_back({i, i + 1, true, chunk});
-      begin = i + 1;
-      characters = 0;
+      begin_at(i + 1);
       continue;
     }
-    characters += texts[i].size + kPerText;
+    characters += own;
     if (characters >= size) {
       parts.push_back({begin, i + 1});
-      begin = i + 1;
-      characters = 0;
+      begin_at(i + 1);
     }
   }
   if (begin < texts.size()) parts.push_back({begin, texts.size()});
   return parts;
 }
 
+// Into one array.
+template <class Id>
+class RaggedSink final : public EncodedSink<Id> {
+ public:
+  RaggedSink(IdBuffer<Id>& ids, int64_t* offsets) : ids_(ids), offsets_(offsets) {}
+
+  void take(std::span<const EncodedTexts<Id>> parts) override {
+    for (const EncodedTexts<Id>& part : parts) {
+      for (size_t i = part.begin; i < part.end; ++i) offsets_[i + 1] = offsets_[i] + part.counts[i];
+      ids_.append(part.ids, static_cast<size_t>(offsets_[part.end] - offsets_[part.begin]));
+    }
+  }
+  IdBuffer<Id>& joined() override { return ids_; }
+  void take_joined(size_t text, size_t, bool complete) override {
+    if (complete) offsets_[text + 1] = static_cast<int64_t>(ids_.size());
+  }
+
+ private:
+  IdBuffer<Id>& ids_;
+  int64_t* offsets_;
+};
+
 }  // namespace
+
+size_t Tokenizer::threads_worth(const std::vector<Text>& texts, size_t num_threads) const {
+  const size_t least = std::min(kWorthThreads, 2 * search_.chunk);
+  size_t characters = 0;
+  for (const Text& text : texts) characters += text.size;
+  return characters < least ? 1 : std::max<size_t>(1, num_threads);
+}
 
 bool Tokenizer::divisible(const Text& text, const EncodeOptions& options) const {
   using Kind = TemplateItem::Kind;
@@ -117,16 +158,18 @@ bool Tokenizer::divisible(const Text& text, const EncodeOptions& options) const 
 }
 
 template <class Id>
-void Tokenizer::encode_batch(
-    const std::vector<Text>& texts, const EncodeOptions& options, size_t num_threads,
-    const std::function<void(std::span<const EncodedTexts<Id>>)>& take) const {
-  const std::vector<Part> parts = split(texts, num_threads, [&](const Text& text) {
-    return num_threads > 1 && divisible(text, options)
-               ? chunks_of(text, search_.chunk, model_, rules_)
-               : std::vector<Chunk>();
+void Tokenizer::encode_batch(const std::vector<Text>& texts, const EncodeOptions& options,
+                             size_t num_threads, EncodedSink<Id>& sink) const {
+  num_threads = threads_worth(texts, num_threads);
+  const std::vector<Part> parts = split(texts, num_threads, [&](const Text& text, size_t later) {
+    if (num_threads == 1 || !divisible(text, options)) return std::vector<Chunk>();
+    const auto size_of = [&](size_t left) {
+      return std::min(part_size(left + later, num_threads), search_.chunk);
+    };
+    return chunks_of(text, size_of, model_, rules_);
   });
   std::vector<WorkspacePool::Lease> workspaces;
-  const size_t workers = std::max<size_t>(1, std::min(num_threads, parts.size()));
+  const size_t workers = std::clamp<size_t>(parts.size(), 1, num_threads);
   workspaces.reserve(workers);
   for (size_t i = 0; i < workers; ++i) workspaces.push_back(lend_workspace());
 
@@ -143,10 +186,10 @@ void Tokenizer::encode_batch(
     }
   };
 
-  LongText<Id> long_text(*this, options, *workspaces[0]);
+  LongText<Id> long_text(*this, options, *workspaces[0], sink.joined());
   std::vector<EncodedTexts<Id>> encoded;
   const auto take_encoded = [&] {
-    if (!encoded.empty()) take(encoded);
+    if (!encoded.empty()) sink.take(encoded);
     encoded.clear();
   };
   const auto take_parts = [&](size_t begin, size_t end, const auto& found) {
@@ -154,12 +197,11 @@ void Tokenizer::encode_batch(
       const Part& part = parts[index];
       if (!part.is_chunk) {
         encoded.push_back({part.begin, part.end, found(index).ids.data(), counts.data()});
-      } else if (long_text.append(texts[part.begin], part.chunk, found(index))) {
-        counts[part.begin] = static_cast<int64_t>(long_text.ids().size());
-        encoded.push_back({part.begin, part.end, long_text.ids().data(), counts.data()});
-        take_encoded();
-        long_text.clear();
+        continue;
       }
+      take_encoded();
+      const bool complete = long_text.append(texts[part.begin], part.chunk, found(index));
+      if (complete || index + 1 == end) sink.take_joined(part.begin, part.chunk.end, complete);
     }
     take_encoded();
   };
@@ -170,9 +212,7 @@ template <class Id>
 void Tokenizer::encode_ragged(const std::vector<Text>& texts, const EncodeOptions& options,
                               size_t num_threads, IdBuffer<Id>& out, int64_t* offsets) const {
   offsets[0] = 0;
-  size_t characters = 0;
-  for (const Text& text : texts) characters += text.size;
-  if (num_threads <= 1 || characters < std::min(kLeastPart, 2 * search_.chunk)) {
+  if (threads_worth(texts, num_threads) == 1) {
     const WorkspacePool::Lease workspace = lend_workspace();
     for (size_t i = 0; i < texts.size(); ++i) {
       encode_whole(texts[i], nullptr, options, *workspace, out);
@@ -180,20 +220,14 @@ void Tokenizer::encode_ragged(const std::vector<Text>& texts, const EncodeOption
     }
     return;
   }
-  encode_batch<Id>(texts, options, num_threads, [&](std::span<const EncodedTexts<Id>> encoded) {
-    for (const EncodedTexts<Id>& part : encoded) {
-      for (size_t i = part.begin; i < part.end; ++i) offsets[i + 1] = offsets[i] + part.counts[i];
-      out.append(part.ids, static_cast<size_t>(offsets[part.end] - offsets[part.begin]));
-    }
-  });
+  RaggedSink<Id> sink(out, offsets);
+  encode_batch(texts, options, num_threads, sink);
 }
 
-template void Tokenizer::encode_batch(
-    const std::vector<Text>&, const EncodeOptions&, size_t,
-    const std::function<void(std::span<const EncodedTexts<uint16_t>>)>&) const;
-template void Tokenizer::encode_batch(
-    const std::vector<Text>&, const EncodeOptions&, size_t,
-    const std::function<void(std::span<const EncodedTexts<uint32_t>>)>&) const;
+template void Tokenizer::encode_batch(const std::vector<Text>&, const EncodeOptions&, size_t,
+                                      EncodedSink<uint16_t>&) const;
+template void Tokenizer::encode_batch(const std::vector<Text>&, const EncodeOptions&, size_t,
+                                      EncodedSink<uint32_t>&) const;
 template void Tokenizer::encode_ragged(const std::vector<Text>&, const EncodeOptions&, size_t,
                                        IdBuffer<uint16_t>&, int64_t*) const;
 template void Tokenizer::encode_ragged(const std::vector<Text>&, const EncodeOptions&, size_t,

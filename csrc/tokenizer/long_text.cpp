@@ -17,14 +17,17 @@ size_t find_cut(const Char* text, size_t from, size_t end, const UnitRules& rule
 }
 
 template <class Char>
-std::vector<Chunk> find_chunks(const Char* text, size_t length, size_t size, const Model& model,
+std::vector<Chunk> find_chunks(const Char* text, size_t length,
+                               const std::function<size_t(size_t)>& size_of, const Model& model,
                                const UnitRules& rules) {
   std::vector<Chunk> chunks;
   size_t begin = 0;
+  size_t size = size_of(length);
   bool inside = false;
   const auto end_at = [&](size_t end, bool next_inside) {
     chunks.push_back({begin, end, inside});
     begin = end;
+    size = size_of(length - end);
     inside = next_inside;
   };
   AddedTokens::Match match;
@@ -43,10 +46,10 @@ std::vector<Chunk> find_chunks(const Char* text, size_t length, size_t size, con
 
 }  // namespace
 
-std::vector<Chunk> chunks_of(const Text& text, size_t size, const Model& model,
-                             const UnitRules& rules) {
+std::vector<Chunk> chunks_of(const Text& text, const std::function<size_t(size_t)>& size_of,
+                             const Model& model, const UnitRules& rules) {
   return with_characters(text, [&](const auto* characters) {
-    return find_chunks(characters, text.size, size, model, rules);
+    return find_chunks(characters, text.size, size_of, model, rules);
   });
 }
 

@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <vector>
 
@@ -32,9 +33,10 @@ struct Chunk {
   bool inside;  // begins within a segment
 };
 
-// Chunks of `size` characters, or of as many more as it takes to a place where one may end.
-std::vector<Chunk> chunks_of(const Text& text, size_t size, const Model& model,
-                             const UnitRules& rules);
+// Chunks of size_of(characters left) characters, or of as many more as it takes to a place where
+// one may end.
+std::vector<Chunk> chunks_of(const Text& text, const std::function<size_t(size_t)>& size_of,
+                             const Model& model, const UnitRules& rules);
 
 // Whether the vocabulary allows chunks of so many characters.
 bool chunks_possible(size_t size, const Model& model, const UnitRules& rules);

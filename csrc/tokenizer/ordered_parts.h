@@ -1,18 +1,17 @@
 // Work in numbered parts over threads, whose results the calling thread takes in order, while the
 // others go on.
-//
-// Threads are started anew for each call, some 20 microseconds each, and are gone when it returns:
-// nothing is left that a fork could lose or that would have to be told about the interpreter's end.
 #pragma once
 
 #include <algorithm>
 #include <condition_variable>
 #include <cstddef>
 #include <exception>
+#include <functional>
 #include <mutex>
-#include <thread>
 #include <utility>
 #include <vector>
+
+#include "tokenizer/helper_threads.h"
 
 namespace llmjp::tokenizer {
 
@@ -29,7 +28,12 @@ class OrderedParts {
   // An exception of either ends the work and is thrown here, of several that of the earliest part.
   template <class Make, class Take>
   void run(size_t workers, const Make& make, const Take& take) {
-    Joined threads(*this, workers, make);
+    const std::function<void(size_t)> help = [&](size_t worker) {
+      while (step(worker, make)) {
+      }
+    };
+    Helpers helpers(std::max<size_t>(1, std::min(workers, slots_.size())) - 1, help);
+    const Ending ending(*this);
     size_t least = std::max<size_t>(1, slots_.size() / 16);
     for (size_t taken = 0; taken < slots_.size();) {
       const size_t ready = ready_from(taken);
@@ -53,7 +57,7 @@ class OrderedParts {
         spare_.push_back(std::move(slots_[taken].result));
       }
     }
-    threads.join();
+    helpers.wait();
     if (error_) std::rethrow_exception(error_);
   }
 
@@ -63,40 +67,19 @@ class OrderedParts {
     bool done = false;
   };
 
-  class Joined {
+  // Whatever ends the work ends it for the helpers too.
+  class Ending {
    public:
-    template <class Make>
-    Joined(OrderedParts& owner, size_t workers, const Make& make) : owner_(owner) {
-      const size_t most = std::min(workers, owner.slots_.size());
-      threads_.reserve(most);
-      try {
-        for (size_t worker = 1; worker < most; ++worker) {
-          threads_.emplace_back([&owner, &make, worker] {
-            while (owner.step(worker, make)) {
-            }
-          });
-        }
-      } catch (const std::exception&) {
-        // No more threads to be had: those that run, this one at least, do all of the work.
-      }
+    explicit Ending(OrderedParts& owner) : owner_(owner) {}
+    ~Ending() {
+      const std::scoped_lock lock(owner_.mutex_);
+      owner_.next_ = owner_.slots_.size();
     }
-    ~Joined() {
-      {
-        const std::scoped_lock lock(owner_.mutex_);
-        owner_.next_ = owner_.slots_.size();
-      }
-      join();
-    }
-    Joined(const Joined&) = delete;
-    Joined& operator=(const Joined&) = delete;
-    void join() {
-      for (std::thread& thread : threads_) thread.join();
-      threads_.clear();
-    }
+    Ending(const Ending&) = delete;
+    Ending& operator=(const Ending&) = delete;
 
    private:
     OrderedParts& owner_;
-    std::vector<std::thread> threads_;
   };
 
   // Makes the next part; false if there is none left.

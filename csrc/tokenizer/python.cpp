@@ -9,8 +9,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <memory>
-#include <numeric>
-#include <span>
 #include <string>
 #include <system_error>
 #include <thread>
@@ -21,6 +19,7 @@
 #include "tokenizer/python_define.h"
 #include "tokenizer/python_expectation.h"
 #include "tokenizer/python_ids.h"
+#include "tokenizer/python_lists.h"
 #include "tokenizer/python_lock.h"
 #include "tokenizer/python_text.h"
 #include "tokenizer/spans.h"
@@ -88,7 +87,7 @@ class PyTokenizer {
           "format must be \"json\", \"sentencepiece\", \"compiled\" or \"compiled file\", got \"" +
           format + '"');
     }
-    lists_ = std::make_unique<IdLists>(tokenizer_->model().size());
+    objects_ = std::make_unique<IdObjects>(tokenizer_->model().size());
   }
   PyTokenizer(const PyTokenizer&) = delete;
   PyTokenizer& operator=(const PyTokenizer&) = delete;
@@ -99,53 +98,23 @@ class PyTokenizer {
     Text second;
     if (!pair.is_none()) second = text_of(pair.ptr(), "pair");
     const Text* const other = pair.is_none() ? nullptr : &second;
+    const EncodeOptions options{add_special, encode_special};
+    if (other == nullptr && first.size >= kWorthThreads)
+      return lists_of({first}, first.size, options, usable_cores())[0];
     return with_ids([&](auto id) {
       IdBuffer<decltype(id)> ids;
       {
         const Unlocked unlocked(first.size + second.size);
-        const EncodeOptions options{add_special, encode_special};
-        if (other == nullptr && first.size >= kWorthThreads) {
-          int64_t offsets[2];
-          tokenizer_->encode_ragged({first}, options, usable_cores(), ids, offsets);
-        } else {
-          tokenizer_->encode(first, other, options, ids);
-        }
+        tokenizer_->encode(first, other, options, ids);
       }
-      return lists_->list_of(ids.data(), ids.size(), ids.size());
+      return objects_->list_of(ids.data(), ids.size(), ids.size());
     });
   }
 
   py::list encode_batch(const py::object& sequence, bool add_special, bool encode_special,
                         size_t num_threads) {
     const Texts texts(sequence);
-    return with_ids([&](auto id) {
-      py::list result(texts.views.size());
-      // Half-made, and the lock comes and goes: nobody may find it through the collector.
-      PyObject_GC_UnTrack(result.ptr());
-      {
-        Unlocked unlocked(texts.work);
-        const auto take = [&](std::span<const EncodedTexts<decltype(id)>> parts) {
-          const Unlocked::Relocked locked(unlocked);
-          const CollectorPaused paused;
-          for (const auto& part : parts) {
-            auto* ids = part.ids;
-            auto left = static_cast<size_t>(
-                std::accumulate(part.counts + part.begin, part.counts + part.end, int64_t{0}));
-            for (size_t i = part.begin; i < part.end; ++i) {
-              const auto count = static_cast<size_t>(part.counts[i]);
-              PyList_SET_ITEM(result.ptr(), static_cast<Py_ssize_t>(i),
-                              lists_->list_of(ids, count, left).release().ptr());
-              ids += count;
-              left -= count;
-            }
-          }
-        };
-        tokenizer_->encode_batch<decltype(id)>(texts.views, {add_special, encode_special},
-                                               num_threads, take);
-      }
-      PyObject_GC_Track(result.ptr());
-      return result;
-    });
+    return lists_of(texts.views, texts.work, {add_special, encode_special}, num_threads);
   }
 
   py::tuple encode_ragged(const py::object& sequence, bool add_special, bool encode_special,
@@ -186,7 +155,7 @@ class PyTokenizer {
         PyList_SET_ITEM(pairs.ptr(), static_cast<Py_ssize_t>(i),
                         py::make_tuple(spans[i].begin, spans[i].end).release().ptr());
       }
-      return py::make_tuple(lists_->list_of(ids.data(), ids.size(), ids.size()), pairs);
+      return py::make_tuple(objects_->list_of(ids.data(), ids.size(), ids.size()), pairs);
     });
   }
 
@@ -315,6 +284,19 @@ class PyTokenizer {
     return in_bytes ? SpanUnit::kBytes : SpanUnit::kCharacters;
   }
 
+  py::list lists_of(const std::vector<Text>& texts, size_t work, const EncodeOptions& options,
+                    size_t num_threads) {
+    return with_ids([&](auto id) {
+      ListSink<decltype(id)> sink(*objects_, texts);
+      {
+        Unlocked unlocked(work);
+        sink.unlocked_by(unlocked);
+        tokenizer_->encode_batch<decltype(id)>(texts, options, num_threads, sink);
+      }
+      return sink.result();
+    });
+  }
+
   // Calls `action` with a value of the type that ids have here.
   template <class Action>
   std::invoke_result_t<Action, uint16_t> with_ids(const Action& action) const {
@@ -322,7 +304,7 @@ class PyTokenizer {
   }
 
   std::shared_ptr<Tokenizer> tokenizer_;
-  std::unique_ptr<IdLists> lists_;
+  std::unique_ptr<IdObjects> objects_;
 };
 
 class PyDecodeStream {
@@ -345,6 +327,9 @@ PYBIND11_MODULE(_tokenizer, m) {
   using llmjp::tokenizer::PyDecodeStream;
   using llmjp::tokenizer::PyTokenizer;
   m.doc() = "Unigram tokenizer: the compiled part of llmjp_ext.tokenizer.";
+  // NumPy's interface is looked up now: pybind11 releases the lock meanwhile, and a thread that did
+  // so in a call while the interpreter ends would bring the process down (see restore()).
+  static_cast<void>(py::dtype::of<int64_t>());
   py::register_local_exception_translator([](std::exception_ptr error) {
     try {
       if (error) std::rethrow_exception(error);

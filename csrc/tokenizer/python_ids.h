@@ -131,57 +131,6 @@ inline Ids ids_of(const pybind11::handle& object) {
   return ids;
 }
 
-// Lists of ids that share one integer object per id: making one costs more than finding its token.
-class IdLists {
- public:
-  explicit IdLists(size_t vocabulary) : integers_(vocabulary, nullptr) {}
-  ~IdLists() {
-    for (PyObject* integer : integers_) Py_XDECREF(integer);
-  }
-  IdLists(const IdLists&) = delete;
-  IdLists& operator=(const IdLists&) = delete;
-
-  // `readable` ids, `count` or more, may be looked at: those that the next lists will have. Their
-  // integers are fetched ahead, since they lie all over the memory.
-  template <class Id>
-  pybind11::list list_of(const Id* ids, size_t count, size_t readable) {
-    constexpr size_t kAhead = 8;
-    pybind11::list result(count);
-    for (size_t i = 0; i < count; ++i) {
-      if (i + 2 * kAhead < readable) {
-        __builtin_prefetch(&integers_[ids[i + 2 * kAhead]]);
-        if (PyObject* const next = integers_[ids[i + kAhead]]) __builtin_prefetch(next, 1);
-      }
-      PyObject*& integer = integers_[ids[i]];
-      if (integer == nullptr) {
-        integer = PyLong_FromUnsignedLong(ids[i]);
-        if (integer == nullptr) throw pybind11::error_already_set();
-      }
-      Py_INCREF(integer);
-      PyList_SET_ITEM(result.ptr(), static_cast<Py_ssize_t>(i), integer);
-    }
-    return result;
-  }
-
- private:
-  std::vector<PyObject*> integers_;
-};
-
-// Keeps the cyclic garbage collector from running while many lists are made in one go: it would
-// look through them again and again, at every 700th new one, and find nothing.
-class CollectorPaused {
- public:
-  CollectorPaused() : was_enabled_(PyGC_Disable() != 0) {}
-  ~CollectorPaused() {
-    if (was_enabled_) PyGC_Enable();
-  }
-  CollectorPaused(const CollectorPaused&) = delete;
-  CollectorPaused& operator=(const CollectorPaused&) = delete;
-
- private:
-  bool was_enabled_;
-};
-
 // An array that takes over the buffer's memory.
 template <class Id>
 pybind11::array_t<Id> array_of(IdBuffer<Id>&& ids) {

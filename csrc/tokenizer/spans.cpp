@@ -1,12 +1,12 @@
 #include "tokenizer/spans.h"
 
 #include <algorithm>
+#include <exception>
 #include <functional>
 #include <stdexcept>
 #include <string>
-#include <system_error>
-#include <thread>
 
+#include "tokenizer/helper_threads.h"
 #include "tokenizer/utf8.h"
 
 namespace llmjp::tokenizer {
@@ -222,7 +222,7 @@ void find_spans_of_batch(const Model& model, const std::vector<Text>& texts,
     return static_cast<size_t>(found - offsets);
   };
   std::vector<std::exception_ptr> errors(workers);
-  const auto work = [&](size_t worker) {
+  const std::function<void(size_t)> work = [&](size_t worker) {
     try {
       for (size_t i = text_at(worker); i < text_at(worker + 1); ++i) {
         find_spans(model, texts[i], nullptr, options, unit, ids + offsets[i],
@@ -232,17 +232,12 @@ void find_spans_of_batch(const Model& model, const std::vector<Text>& texts,
       errors[worker] = std::current_exception();
     }
   };
-  std::vector<std::thread> threads;
-  threads.reserve(workers);
-  size_t started = 1;
-  try {
-    for (; started < workers; ++started) threads.emplace_back(work, started);
-  } catch (const std::system_error&) {
-    // No more threads to be had: this one does their share.
+  {
+    const Helpers helpers(workers - 1, work);
+    work(0);
+    // Where the system has no more threads, this one does their share.
+    for (size_t missing = helpers.count() + 1; missing < workers; ++missing) work(missing);
   }
-  work(0);
-  for (; started < workers; ++started) work(started);
-  for (std::thread& thread : threads) thread.join();
   for (const std::exception_ptr& error : errors) {
     if (error) std::rethrow_exception(error);
   }

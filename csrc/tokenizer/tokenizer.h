@@ -2,7 +2,6 @@
 // over threads.
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -34,6 +33,24 @@ struct EncodedTexts {
   const int64_t* counts;
 };
 
+// Takes the ids of a batch, on the calling thread and in the order of the texts, while other
+// threads go on with those that follow.
+template <class Id>
+class EncodedSink {
+ public:
+  EncodedSink() = default;
+  virtual ~EncodedSink() = default;
+  EncodedSink(const EncodedSink&) = delete;
+  EncodedSink& operator=(const EncodedSink&) = delete;
+
+  // Those of many whole texts at a time.
+  virtual void take(std::span<const EncodedTexts<Id>> parts) = 0;
+  // Where those of a long text are put together, behind what is there already.
+  virtual IdBuffer<Id>& joined() = 0;
+  // There are more of them now: those of so many characters of it. All, and it is complete.
+  virtual void take_joined(size_t text, size_t characters, bool complete) = 0;
+};
+
 class Tokenizer {
  public:
   explicit Tokenizer(Specification specification, SearchOptions search = {})
@@ -57,16 +74,13 @@ class Tokenizer {
   void encode(const Text& text, const Text* second, const EncodeOptions& options,
               IdBuffer<Id>& out) const;
 
-  // Calls take() on this thread with the ids of all texts, in order, many texts at a time, while
-  // other threads go on with those that follow.
   template <class Id>
   void encode_batch(const std::vector<Text>& texts, const EncodeOptions& options,
-                    size_t num_threads,
-                    const std::function<void(std::span<const EncodedTexts<Id>>)>& take) const;
+                    size_t num_threads, EncodedSink<Id>& sink) const;
 
   // Appends the ids of all texts to `out`; those of text i are [offsets[i], offsets[i + 1]), for
   // which there is room. One thread writes nowhere else. With several, ids take memory besides
-  // `out` while they are searched or wait for their turn, a long text's until it is complete.
+  // `out` while they are searched or wait for their turn.
   template <class Id>
   void encode_ragged(const std::vector<Text>& texts, const EncodeOptions& options,
                      size_t num_threads, IdBuffer<Id>& out, int64_t* offsets) const;
@@ -76,6 +90,8 @@ class Tokenizer {
   class LongText;
 
   WorkspacePool::Lease lend_workspace() const;
+  // So many of the threads as the work is worth.
+  size_t threads_worth(const std::vector<Text>& texts, size_t num_threads) const;
   // Whether the ids of a text may be put together from chunks.
   bool divisible(const Text& text, const EncodeOptions& options) const;
 
