@@ -19,7 +19,7 @@ constexpr size_t kPerText = 16;  // what a text costs by itself
 // A share of the characters that are left: large parts first, since each has its cost, and ever
 // smaller ones, so that no thread is left with a long tail.
 size_t part_size(size_t left, size_t num_threads) {
-  return std::clamp(left / (4 * num_threads), kLeastPart, kLargestPart);
+  return std::clamp(left / (8 * num_threads), kLeastPart, kLargestPart);
 }
 
 // What one thread takes at a time: texts [begin, end), or one chunk of a long text.
