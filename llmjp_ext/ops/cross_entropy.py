@@ -102,15 +102,15 @@ def cross_entropy(
     arguments = (logits, targets, ignore_index, label_smoothing, z_loss, valid_vocab)
     if needs_grad(logits):
         inplace = inplace_backward and not torch.compiler.is_compiling()
-        loss, largest, log_sum = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
-            *arguments, inplace
+        reduced, largest, log_sum = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
+            *arguments, inplace, reduction
         )
     else:
         loss, largest, log_sum = _library.ops.cross_entropy_fwd(*arguments)
-    counted = targets != ignore_index
-    reduced = reduce_rows(loss, counted, reduction)
+        reduced, _ = _reduced(loss, targets, ignore_index, reduction)
     if not return_z_loss:
         return reduced
+    counted = targets != ignore_index
     z = (z_loss * (largest + log_sum).square()).masked_fill(~counted, 0.0)
     return reduced, reduce_rows(z, counted, reduction)
 
@@ -120,6 +120,18 @@ def reduce_rows(values: Tensor, counted: Tensor, reduction: str) -> Tensor:
     if reduction == "none":
         return values
     return values.sum() / counted.sum() if reduction == "mean" else values.sum()
+
+
+def _reduced(
+    loss: Tensor, targets: Tensor, ignore_index: int, reduction: str
+) -> tuple[Tensor, Tensor | None]:
+    """The rows' losses, 0 where ignored, reduced, and the count that a mean divides by."""
+    if reduction == "none":
+        return loss, None
+    if reduction == "sum":
+        return loss.sum(), None
+    count = torch.count_nonzero(targets != ignore_index)
+    return loss.sum() / count, count
 
 
 def _check(
@@ -188,20 +200,26 @@ class _CrossEntropy(torch.autograd.Function):
         z_loss: float,
         valid_vocab: int | None,
         inplace: bool,
+        reduction: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
         options = (ignore_index, label_smoothing, z_loss, valid_vocab)
         loss, largest, log_sum = _library.ops.cross_entropy_fwd(logits, targets, *options)
-        ctx.save_for_backward(logits, targets, largest, log_sum)
+        # Reduced in here, so that autograd has one node to record and to run instead of three.
+        reduced, count = _reduced(loss, targets, ignore_index, reduction)
+        ctx.save_for_backward(logits, targets, largest, log_sum, count)
         ctx.options = options
         ctx.inplace = inplace
         ctx.mark_non_differentiable(largest, log_sum)
-        return loss, largest, log_sum
+        ctx.set_materialize_grads(False)  # of the two, which would be tensors of zeros
+        return reduced, largest, log_sum
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        logits, *others = ctx.saved_tensors
-        arguments = (dloss, logits, *others, *ctx.options)
+        logits, targets, largest, log_sum, count = ctx.saved_tensors
+        if count is not None:
+            dloss = dloss / count
+        arguments = (dloss.expand_as(log_sum), logits, targets, largest, log_sum, *ctx.options)
         if ctx.inplace:
             _library.ops.cross_entropy_bwd_inplace(*arguments)
             # Kernels write past autograd's sight; a second backward must not read what is gone.
@@ -209,7 +227,7 @@ class _CrossEntropy(torch.autograd.Function):
             dlogits = logits.detach()
         else:
             dlogits = _library.ops.cross_entropy_bwd(*arguments)
-        return dlogits, *(None,) * 6
+        return dlogits, *(None,) * 7
 
 
 def _fake_fwd(logits: Tensor, targets: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
