@@ -41,6 +41,8 @@ _FREE = {
     ),
     *("save_interval", "keep_last", "save_hf_every", "log_interval", "valid_interval"),
     *("valid_samples", "micro_batch", "recompute", "deepspeed_config", "decay_steps", "dtype"),
+    *("gpus", "gpu_memory", "dry_run", "init_std"),
+    *settings_module.IN_TOKENS,
 }
 # What no checkpoint can be continued under in another way.
 _FIXED = ("processes", "zero_stage", "dtype", "model")
@@ -64,6 +66,10 @@ def run(arguments: argparse.Namespace) -> int:
         if rank == 0:
             raise
         return 1  # every process was given the same
+    if settings.dry_run:
+        from llmjp.training.plan import dry_run
+
+        return dry_run(settings) if rank == 0 else 0
     try:
         started = not torch.distributed.is_initialized()
         processes = start_processes()
@@ -89,6 +95,11 @@ def train(settings: TrainSettings, processes: "Processes") -> int:
     from llmjp.training import checkpoints, engine
     from llmjp.training.trainer import Trainer
 
+    if settings.gpus not in (None, processes.world):
+        raise UserError(
+            f"the settings are for {settings.gpus} processes (gpus), but {processes.world} were "
+            f"started: --gpus {processes.world} if that is meant"
+        )
     batches = engine.Batches.of(settings, processes.world)
     dtype = engine.number_format(settings, processes.device)
     config, source, tokenizer = processes.together(lambda: choose_model(settings))
@@ -97,6 +108,7 @@ def train(settings: TrainSettings, processes: "Processes") -> int:
         raise UserError(
             f"seq_length {length} is more than the model's {config.n_positions} positions"
         )
+    settings = settings.in_steps(length)
     data, valid = processes.together(lambda: open_data(settings, length))
     for part in (data, valid):
         if part is not None:

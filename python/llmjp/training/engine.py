@@ -84,7 +84,7 @@ def deepspeed_config(
         "train_micro_batch_size_per_gpu": batches.micro,
         "gradient_accumulation_steps": batches.accumulation,
         "gradient_clipping": settings.clip,
-        "zero_optimization": {"stage": settings.zero_stage},
+        "zero_optimization": _zero(settings),
         "optimizer": {
             "type": "AdamW",
             "params": {
@@ -109,6 +109,9 @@ def deepspeed_config(
             "hysteresis": 2,
             "min_loss_scale": 1,
         }
+    if settings.offload != "none":
+        # DeepSpeed asks for its own compiled Adam when the optimizer's state is on the CPU.
+        ours["zero_force_ds_cpu_optimizer"] = False
     if settings.deepspeed_config is None:
         return ours
     path = Path(settings.deepspeed_config)
@@ -148,6 +151,15 @@ def deepspeed_config(
                 f'{name} gives {json.dumps(value)}: change one, or write "auto" in the file'
             )
     return _merged(ours, theirs)
+
+
+def _zero(settings: TrainSettings) -> dict[str, Any]:
+    """The settings' part of DeepSpeed's zero_optimization."""
+    zero: dict[str, Any] = {"stage": settings.zero_stage}
+    kept = {"none": (), "optimizer": ("optimizer",), "all": ("optimizer", "param")}
+    for name in kept[settings.offload]:
+        zero[f"offload_{name}"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return zero
 
 
 def read_deepspeed_file(path: Path) -> dict[str, Any]:

@@ -11,9 +11,13 @@ from typing import Any
 
 import yaml
 
+from llmjp import configs
 from llmjp.errors import UserError
 
 DTYPES = ("auto", "fp32", "bf16", "fp16")
+OFFLOAD = ("none", "optimizer", "all")
+# Lengths that are given in steps or in tokens; what is given later replaces both.
+IN_TOKENS = {"train_tokens": "steps", "warmup_tokens": "warmup", "decay_tokens": "decay_steps"}
 RESUME = ("auto", "never", "changed")
 
 
@@ -57,16 +61,28 @@ class TrainSettings:
     min_lr: float = _setting(1e-6, "learning rate at the end of the decay")
     warmup: int = _setting(100, "steps of linear warm-up")
     decay_steps: int | None = _setting(None, "step at which the cosine ends; none: the last step")
+    train_tokens: int | None = _setting(None, "tokens of the whole run, in place of steps")
+    warmup_tokens: int | None = _setting(None, "tokens of warm-up, in place of warmup")
+    decay_tokens: int | None = _setting(None, "tokens until the cosine ends: not decay_steps")
     weight_decay: float = _setting(0.1, "AdamW's weight decay; none on biases and norms")
     beta1: float = _setting(0.9, "AdamW's decay of the mean")
     beta2: float = _setting(0.95, "AdamW's decay of the mean square")
     epsilon: float = _setting(1e-8, "AdamW's epsilon")
     clip: float = _setting(1.0, "largest norm of the gradient; 0: no limit")
+    init_std: float | None = _setting(
+        None, "standard deviation of the initial weights; none: the model's initializer_range"
+    )
     seed: int = _setting(1234, "of the initial weights, the order of samples and dropout")
 
     zero_stage: int = _setting(1, "what ZeRO shards", (0, 1, 2, 3))
     dtype: str = _setting("auto", "number format; auto: bf16 on a GPU, fp32 on a CPU", DTYPES)
     recompute: bool = _setting(False, "recompute activations in the backward pass: less memory")
+    offload: str = _setting("none", "what ZeRO keeps in the CPU's memory", OFFLOAD)
+    gpus: int | None = _setting(None, "processes that the run is for; none: those that are started")
+    gpu_memory: float | None = _setting(
+        None, "GiB of a GPU, for --dry-run; none: those of the GPU that is there"
+    )
+    dry_run: bool = _setting(False, "print batches and predicted memory, and train nothing")
     deepspeed_config: str | None = _setting(None, "a DeepSpeed JSON file that is merged in")
 
     resume: str = _setting(
@@ -88,9 +104,9 @@ class TrainSettings:
         Raises:
             UserError: a setting is missing or out of range.
         """
-        if not self.data:
+        if not self.data and not self.dry_run:
             raise UserError("--data is missing: the prefix that 'llmjp tokenize' wrote")
-        if not self.output:
+        if not self.output and not self.dry_run:
             raise UserError("--output is missing: the folder for checkpoints and the model")
         self.split_weights()
         for setting in dataclasses.fields(self):
@@ -100,7 +116,7 @@ class TrainSettings:
         for name in ("global_batch", "micro_batch", "steps", "valid_samples", "log_interval"):
             if getattr(self, name) < 1:
                 _refuse(name, getattr(self, name), "1 or more")
-        for name in ("seq_length", "decay_steps"):
+        for name in ("seq_length", "decay_steps", "gpus", *IN_TOKENS):
             value = getattr(self, name)
             if value is not None and value < 1:
                 _refuse(name, value, "1 or more")
@@ -113,10 +129,30 @@ class TrainSettings:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 _refuse(name, getattr(self, name), "in [0, 1)")
-        if not self.epsilon > 0:
-            _refuse("epsilon", self.epsilon, "positive")
+        for name in ("epsilon", "init_std", "gpu_memory"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                _refuse(name, value, "positive")
+        if self.offload == "optimizer" and self.zero_stage == 0:
+            _refuse("offload", self.offload, "none with zero_stage 0")
+        if self.offload == "all" and self.zero_stage != 3:
+            _refuse("offload", self.offload, f"none or optimizer with zero_stage {self.zero_stage}")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             _refuse("dropout", self.dropout, "in [0, 1)")
+
+    def in_steps(self, length: int) -> "TrainSettings":
+        """These settings with lengths in tokens turned into steps, rounded up.
+
+        Args:
+            length: tokens of a sample.
+        """
+        tokens = self.global_batch * length
+        given = {name: getattr(self, name) for name in IN_TOKENS}
+        changed: dict[str, Any] = dict.fromkeys(IN_TOKENS)
+        for name, count in given.items():
+            if count is not None:
+                changed[IN_TOKENS[name]] = -(-count // tokens)
+        return dataclasses.replace(self, **changed)
 
     def split_weights(self) -> tuple[float, float]:
         """The shares of training and validation.
@@ -133,7 +169,7 @@ class TrainSettings:
         return train, valid
 
     def model_fields(self) -> dict[str, Any]:
-        """The changed fields of the preset, from model_set and dropout.
+        """The changed fields of the model, from model_set, init_std and dropout.
 
         Raises:
             UserError: an entry is not FIELD=VALUE with a field of ModelConfig.
@@ -150,6 +186,8 @@ class TrainSettings:
                     f"model_set: {entry!r} is not FIELD=VALUE; fields: {', '.join(sorted(known))}"
                 )
             changed[name] = yaml.safe_load(text)
+        if self.init_std is not None:
+            changed.setdefault("initializer_range", self.init_std)
         if self.dropout is not None:
             changed.update(dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), self.dropout))
         return changed
@@ -173,7 +211,11 @@ def _value_type(setting: dataclasses.Field[Any]) -> tuple[type, bool, bool]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds a flag for each setting, `--config` and what launchers pass."""
-    parser.add_argument("--config", metavar="FILE", help="a YAML file of settings; flags win")
+    parser.add_argument(
+        "--config",
+        metavar="NAME_OR_FILE",
+        help=f"a YAML file of settings, or one of {', '.join(configs.names())}; flags win",
+    )
     for setting in dataclasses.fields(TrainSettings):
         kind, _, several = _value_type(setting)
         help = setting.metadata["help"]
@@ -204,17 +246,50 @@ def from_arguments(arguments: argparse.Namespace) -> TrainSettings:
         UserError: the file cannot be read or holds an unknown setting or a wrong value.
     """
     names = {setting.name for setting in dataclasses.fields(TrainSettings)}
-    values = {} if arguments.config is None else read_config(Path(arguments.config))
-    values.update({name: value for name, value in vars(arguments).items() if name in names})
-    return TrainSettings(**values)
+    values = {} if arguments.config is None else read_config(find_config(arguments.config))
+    flags = {name: value for name, value in vars(arguments).items() if name in names}
+    return TrainSettings(**_over(values, flags, "flags"))
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def find_config(name: str) -> Path:
+    """The file of `--config`: a path, or the name of a configuration of the package.
+
+    Raises:
+        UserError: it is neither.
+    """
+    path = Path(name)
+    shipped = None if path.exists() else configs.find(name)
+    if shipped is None and not path.exists() and path.suffix not in (".yaml", ".yml"):
+        raise UserError(
+            f"config {name} is no file and none of the package's: {', '.join(configs.names())}"
+        )
+    return shipped or path
+
+
+def _over(below: dict[str, Any], above: dict[str, Any], place: str) -> dict[str, Any]:
+    """Two layers of settings as one; a length in the upper one hides it in either unit below."""
+    merged = dict(below)
+    for tokens, steps in IN_TOKENS.items():
+        if above.get(tokens) is not None and above.get(steps) is not None:
+            raise UserError(f"{place}: {tokens} and {steps} are two words for one length")
+        if tokens in above or steps in above:
+            merged.pop(tokens, None)
+            merged.pop(steps, None)
+    return {**merged, **above}
+
+
+def read_config(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Settings from a YAML file; names may be written with dashes.
+
+    Args:
+        path: the file. Its entry `base` names a configuration that it changes.
+        above: the files whose base this is.
 
     Raises:
         UserError: it cannot be read, is no mapping, or holds an unknown setting or a wrong value.
     """
+    if path in above:
+        raise UserError(f"{path} is its own base")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -224,6 +299,11 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected 'setting: value' lines")
     settings = {setting.name: setting for setting in dataclasses.fields(TrainSettings)}
+    base: dict[str, Any] = {}
+    if "base" in content:
+        name = str(content.pop("base"))
+        beside = path.parent / name
+        base = read_config(beside if beside.is_file() else find_config(name), (*above, path))
     values: dict[str, Any] = {}
     for key, value in content.items():
         name = str(key).replace("-", "_")
@@ -232,7 +312,7 @@ def read_config(path: Path) -> dict[str, Any]:
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise UserError(f"{path}: unknown setting {key!r}{hint}")
         values[name] = _converted(f"{path}: {key}", settings[name], value)
-    return values
+    return _over(base, values, str(path))
 
 
 def _converted(place: str, setting: dataclasses.Field[Any], value: Any) -> Any:
