@@ -86,7 +86,8 @@ def predict(
     gradients = count * itemsize
     master = shard * FP32 if stage else 0
     optimizer = 2 * FP32 * (shard if stage else count)
-    step = shard * (FP32 + itemsize) if stage in (1, 2) else 0  # flattened, then in fp32
+    # The share's gradients flattened, in fp32, and once more: what was measured on a CPU.
+    step = shard * (2 * FP32 + itemsize) if stage in (1, 2) else 0
     gathered = 0
     if stage:
         # DeepSpeed takes a bucket at its full size, however small the model is.
