@@ -17,6 +17,9 @@ from pathlib import Path
 
 ELEMENT_BYTES = {"float": 4, "float16": 2, "bfloat16": 2}
 REGISTERS_PER_MULTIPROCESSOR = 65536
+_INSTRUCTION = re.compile(
+    r"^ {8}/\*[0-9a-f]{4,}\*/ +(?:@!?U?P\w+ +)?([A-Z][A-Z0-9_.]*)", re.MULTILINE
+)
 REGISTER_GRANULARITY = 8  # registers are handed out to a warp in multiples of 8 a thread
 
 
@@ -420,14 +423,16 @@ def machine_code(library: Path, architecture: str | None) -> dict[str, Counter[s
     A kernel that several translation units instantiate is counted once.
     """
     opcodes: dict[str, Counter[str]] = {}
-    current: Counter[str] = Counter()
-    instruction = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
-    for line in run_cuobjdump("-sass", *only(architecture), str(library)).splitlines():
-        if "Function : " in line:
-            current = opcodes[line.split("Function : ")[1].strip()] = Counter()
-        elif match := instruction.match(line):
-            current[match[1]] += 1
+    dump = run_cuobjdump("-sass", *only(architecture), str(library))
+    for part in dump.split("Function : ")[1:]:
+        symbol, _, listing = part.partition("\n")
+        opcodes[symbol.strip()] = opcodes_of(listing)
     return opcodes
+
+
+def opcodes_of(listing: str) -> Counter[str]:
+    """How often each opcode occurs in a kernel's listing by cuobjdump."""
+    return Counter(_INSTRUCTION.findall(listing))
 
 
 def access_bits(opcode: str) -> int:

@@ -14,6 +14,7 @@ import pytest
 
 import kernel_reports as reports
 from llmjp_ext import _library
+from tools import attention_table
 from tools import kernel_table as table
 
 ARCHITECTURE = "sm_80"
@@ -91,15 +92,22 @@ def test_memory_is_accessed_in_16_bytes(library: Path, kernels: list[reports.Ker
     assert not faults, "\n".join(faults)
 
 
-def test_memory_bound_kernels_for_hopper(library: Path) -> None:
+@pytest.fixture(scope="module")
+def hopper_code(library: Path) -> dict[str, Counter[str]]:
+    """Opcodes of all kernels for sm_90a."""
+    if "9.0a" not in _library.build_info()["cuda_architectures"].split(";"):
+        pytest.skip("this build holds no 9.0a kernels")
+    return reports.machine_code(library, "sm_90a")
+
+
+def test_memory_bound_kernels_for_hopper(
+    library: Path, hopper_code: dict[str, Counter[str]]
+) -> None:
     """The same of the kernels that the speed of memory limits, as compiled for sm_90a.
 
     Their launch bounds are the source's, and so those that the PTX for sm_80 shows.
     """
-    if "9.0a" not in _library.build_info()["cuda_architectures"].split(";"):
-        pytest.skip("this build holds no 9.0a kernels")
     bounds = reports.launch_bounds(library, ARCHITECTURE)
-    code = reports.machine_code(library, "sm_90a")
     found = [k for k in reports.resource_usage(library, "sm_90a") if table.is_memory_bound(k)]
     assert found, "the library holds no memory-bound kernel for sm_90a"
     faults: list[str] = []
@@ -108,7 +116,7 @@ def test_memory_bound_kernels_for_hopper(library: Path) -> None:
         if spilled <= table.HOPPER_STACK.get((kernel.name, kernel.arguments[-1]), 0):
             kernel = replace(kernel, stack_bytes=0)
         faults += reports.faults_in_resources(kernel, bounds[kernel.symbol])
-        faults += reports.faults_in_code(kernel, code[kernel.symbol])
+        faults += reports.faults_in_code(kernel, hopper_code[kernel.symbol])
     assert not faults, "\n".join(faults)
 
 
@@ -122,6 +130,65 @@ def test_the_page_of_kernels_is_what_was_built(library: Path) -> None:
         pytest.skip(f"the page was made with another nvcc than {_library.build_info()['nvcc']}")
     for line in table.table(library, ROOT / "benchmarks" / "results"):
         assert line in page, f"docs/kernels.md lacks this line; run tools/kernel_table.py:\n{line}"
+
+
+def test_attention_for_hopper(library: Path, hopper_code: dict[str, Counter[str]]) -> None:
+    """Attention's kernels as compiled for sm_90a: what is read from the stack within a loop is
+    little and nothing is stored there, registers fit, and 16-byte accesses are those of sm_80."""
+    bounds = reports.launch_bounds(library, ARCHITECTURE)
+    found = [k for k in reports.resource_usage(library, "sm_90a") if "attention" in k.name]
+    assert found, "the library holds no attention kernel for sm_90a"
+    faults: list[str] = []
+    for kernel in found:
+        if kernel.stack_bytes <= attention_table.hopper_stack(kernel):
+            kernel = replace(kernel, stack_bytes=0)
+        faults += reports.faults_in_resources(kernel, bounds[kernel.symbol])
+        faults += reports.faults_in_code(kernel, hopper_code[kernel.symbol])
+    for kernel, loop in attention_table.loops(library, "sm_90a"):
+        reads, writes = (loop.counts[opcode] for opcode in ("LDL", "STL"))
+        if reads > loop.total / 100 or writes:
+            faults.append(f"{kernel} reads the stack {reads} times in its loop, writes {writes}")
+    assert not faults, "\n".join(faults)
+
+
+def test_the_table_of_attention_is_what_was_built(library: Path) -> None:
+    """docs/attention.md holds this build's main loops; another nvcc makes others."""
+    page = (ROOT / "docs" / "attention.md").read_text()
+    if f"nvcc {_library.build_info()['nvcc']}" not in page:
+        pytest.skip(f"the page was made with another nvcc than {_library.build_info()['nvcc']}")
+    for line in attention_table.table(library):
+        assert line in page, f"docs/attention.md lacks; run tools/attention_table.py:\n{line}"
+
+
+LISTING = """
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+        /*0010*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
+        /*0020*/              @!P0 BRA 0x50 ;
+        /*0030*/                   FSEL R4, R4, -INF , P1 ;
+        /*0040*/                   LDL R9, [R1+0x8] ;
+        /*0050*/                   LDSM.16.M88.4 R8, [R2] ;
+        /*0060*/                   IMAD.MOV.U32 R3, RZ, RZ, R4 ;
+        /*0070*/                   IMAD R3, R3, 0x8, R4 ;
+        /*0080*/               @P2 BRA P0, 0x10 ;
+        /*0090*/                   LOP3.LUT R3, R3, 0x7, RZ, 0xc0, !PT ;
+        /*00a0*/              @!P3 BRA 0x90 ;
+        /*00b0*/                   EXIT ;
+        /*00c0*/                   BRA 0xc0;
+"""
+
+
+def test_main_loops_are_found_and_counted() -> None:
+    """The loop with products, by class; what a conditional jump passes over; moves in disguise."""
+    loop = attention_table.summary(attention_table.instructions(LISTING.splitlines()))
+    assert loop.total == 8 and loop.skipped == 2
+    assert loop.counts == {
+        "HMMA": 1,
+        "other floating point": 1,
+        "shared memory": 1,
+        "integer": 1,
+        "LDL": 1,
+        attention_table.OTHERS: 3,
+    }
 
 
 def test_predicted_shares() -> None:
