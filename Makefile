@@ -13,7 +13,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 FUZZ_SECONDS ?= 60
 FUZZ_CXX ?= clang++
 
-.PHONY: help setup setup-dev demo test fuzz bench bench-tokenizer lint format clean
+.PHONY: help setup setup-dev demo test sweep fuzz bench bench-tokenizer lint format clean
 
 help:  ## Shows this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 12
@@ -23,6 +23,9 @@ demo: setup  ## Trains a small tokenizer and model and generates text, on whatev
 
 test: setup-dev  ## Runs the test suite (ARGS='-k name' narrows it)
 	$(PY) -m pytest $(ARGS)
+
+sweep: setup-dev  ## Runs the wide random sweeps that the tests leave out
+	$(PY) -m pytest -m sweep $(ARGS)
 
 bench: setup-dev  ## Runs the benchmarks on this machine
 	$(PY) benchmarks/run.py $(ARGS)

@@ -11,7 +11,11 @@ from llmjp_ext.testing import simulated_kernels
 BACKENDS = ["cpu", "simt", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "sweep" not in config.option.markexpr:
+        left = [item for item in items if "sweep" in item.keywords]
+        items[:] = [item for item in items if "sweep" not in item.keywords]
+        config.hook.pytest_deselected(items=left)
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="no CUDA GPU in this machine")
