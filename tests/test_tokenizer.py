@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import threading
 from pathlib import Path
 
@@ -182,8 +183,33 @@ def test_what_is_no_text_is_refused(trained: Tokenizer) -> None:
             trained.encode_ragged(["a", wrong], num_threads=2)  # type: ignore[list-item]
     with pytest.raises(TypeError, match="sequence of str"):
         trained.encode_batch("abc")
+    with pytest.raises(TypeError, match=r"^text 1 must be str, got int$"):
+        trained.encode_batch(["a", 1])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=r"^num_threads must be an int or None, got str$"):
+        trained.encode_batch(["a"], num_threads="2")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="num_threads"):
         trained.encode_batch(["a"], num_threads=0)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_lone_surrogate_is_named_and_placed(trained: Tokenizer, threads: int) -> None:
+    """Which text it is in, which one it is and where: that is what mends a corpus."""
+    what = r"has the lone surrogate U\+D83D at character 3, which cannot be encoded$"
+    spoilt = "あ\n😍\ud83d\ud800"
+    texts = ["先生は本を読む。" * 500] * 40 + [spoilt] + ["a" * 300_000 + spoilt]
+    for name, call in (
+        ("text", lambda: trained.encode(spoilt)),
+        ("text", lambda: trained.encode(spoilt, pair="\ud800")),
+        ("pair", lambda: trained.encode("a", pair=spoilt)),
+        ("text", lambda: trained.encode_with_spans(spoilt)),
+        ("text 40", lambda: trained.encode_batch(texts, num_threads=threads)),
+        ("text 40", lambda: trained.encode_ragged(texts, num_threads=threads)),
+        ("text 40", lambda: trained.encode_ragged_with_spans(texts, num_threads=threads)),
+        ("text 40", lambda: list(trained.encode_iter(texts, num_threads=threads))),
+        ("text 1", lambda: trained.expected_counts(["a", spoilt])),
+    ):
+        with pytest.raises(TypeError, match=f"^{name} {what}"):
+            call()
 
 
 def test_vocabulary_lookups(both: Both) -> None:
@@ -238,3 +264,10 @@ def test_from_pretrained_names_a_damaged_config(tmp_path: Path) -> None:
             Tokenizer.from_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError):
         Tokenizer.from_pretrained(tmp_path / "none")
+
+
+def test_a_folder_with_a_sentencepiece_model_alone_says_how_to_load_it(tmp_path: Path) -> None:
+    """from_pretrained() reads tokenizer.json; beside a .model alone its error names from_file()."""
+    shutil.copy(trained_directory() / "tokenizer.model", tmp_path / "t.model")
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer.json.*from_file\('.*t\.model'\)"):
+        Tokenizer.from_pretrained(tmp_path)

@@ -100,8 +100,10 @@ class PyTokenizer {
     const Text* const other = pair.is_none() ? nullptr : &second;
     const EncodeOptions options{add_special, encode_special};
     if (other == nullptr && first.size >= kWorthThreads)
-      return lists_of({first}, first.size, options, usable_cores())[0];
-    return with_ids([&](auto id) {
+      return located(first, second, [&]() -> py::list {
+        return lists_of({first}, first.size, options, usable_cores())[0];
+      });
+    return with_ids(first, second, [&](auto id) {
       IdBuffer<decltype(id)> ids;
       {
         const Unlocked unlocked(first.size + second.size);
@@ -114,13 +116,15 @@ class PyTokenizer {
   py::list encode_batch(const py::object& sequence, bool add_special, bool encode_special,
                         size_t num_threads) {
     const Texts texts(sequence);
-    return lists_of(texts.views, texts.work, {add_special, encode_special}, num_threads);
+    return texts.located([&] {
+      return lists_of(texts.views, texts.work, {add_special, encode_special}, num_threads);
+    });
   }
 
   py::tuple encode_ragged(const py::object& sequence, bool add_special, bool encode_special,
                           size_t num_threads) {
     const Texts texts(sequence);
-    return with_ids([&](auto id) -> py::tuple {
+    return with_ids(texts, [&](auto id) -> py::tuple {
       IdBuffer<decltype(id)> ids;
       py::array_t<int64_t> offsets(static_cast<py::ssize_t>(texts.views.size() + 1));
       int64_t* const out = offsets.mutable_data();
@@ -139,7 +143,7 @@ class PyTokenizer {
     Text second;
     if (!pair.is_none()) second = text_of(pair.ptr(), "pair");
     const Text* const other = pair.is_none() ? nullptr : &second;
-    return with_ids([&](auto id) -> py::tuple {
+    return with_ids(first, second, [&](auto id) -> py::tuple {
       IdBuffer<decltype(id)> ids;
       std::vector<Span> spans;
       {
@@ -301,6 +305,17 @@ class PyTokenizer {
   template <class Action>
   std::invoke_result_t<Action, uint16_t> with_ids(const Action& action) const {
     return vocab_size() < kNarrowVocabulary ? action(uint16_t{}) : action(uint32_t{});
+  }
+
+  // The same, with the place of a lone surrogate in errors.
+  template <class Action>
+  std::invoke_result_t<Action, uint16_t> with_ids(const Texts& texts, const Action& action) const {
+    return texts.located([&] { return with_ids(action); });
+  }
+  template <class Action>
+  std::invoke_result_t<Action, uint16_t> with_ids(const Text& text, const Text& pair,
+                                                  const Action& action) const {
+    return located(text, pair, [&] { return with_ids(action); });
   }
 
   std::shared_ptr<Tokenizer> tokenizer_;

@@ -39,11 +39,11 @@ inline pybind11::tuple expected_counts(const Model& model, const pybind11::objec
   double* const out = counts.mutable_data();
   std::fill_n(out, model.size(), 0.0);
   double log_likelihood = 0.0;
-  {
+  texts.located([&] {
     const Unlocked unlocked(texts.work);
     Expectation expectation(model, own.data(), out);
     for (const Text& text : texts.views) log_likelihood += expectation.add(text);
-  }
+  });
   return py::make_tuple(counts, log_likelihood);
 }
 

@@ -1,6 +1,8 @@
 """From texts to ids: one text, batches, and texts as they come."""
 
+import operator
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -257,12 +259,18 @@ def thread_count(requested: int | None) -> int:
     """`requested`, or one for each usable core.
 
     Raises:
+        TypeError: it is no int.
         ValueError: it is below 1.
     """
     if requested is None:
         if hasattr(os, "sched_getaffinity"):
             return len(os.sched_getaffinity(0))
         return os.cpu_count() or 1
-    if requested < 1:
-        raise ValueError(f"num_threads must be 1 or more, got {requested}")
-    return requested
+    try:
+        count = operator.index(requested)
+    except TypeError:
+        got = type(requested).__name__
+        raise TypeError(f"num_threads must be an int or None, got {got}") from None
+    if count < 1:
+        raise ValueError(f"num_threads must be 1 or more, got {count}")
+    return min(count, sys.maxsize)  # there are never more threads than parts of the work

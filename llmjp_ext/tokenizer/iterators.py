@@ -120,13 +120,16 @@ def _encode_located(
     """The result of a chunk; or of the texts before one that fails, and an error with its index."""
     try:
         return encode(chunk), None
-    except TypeError as error:
+    except TypeError:
         for i, text in enumerate(chunk):
             try:
                 text.encode()
-            except UnicodeEncodeError:
+            except UnicodeEncodeError as found:
                 before = encode(chunk[:i]) if i > 0 else None
-                return before, TypeError(f"text {first + i}: {error}")
+                return before, TypeError(
+                    f"text {first + i} has the lone surrogate U+{ord(text[found.start]):04X} at "
+                    f"character {found.start}, which cannot be encoded"
+                )
         raise
 
 

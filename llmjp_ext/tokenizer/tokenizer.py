@@ -124,7 +124,14 @@ class Tokenizer(Encoder):
             ImportError: a Hub model without huggingface_hub.
         """
         folder = model_folder(name, revision, cache_dir, local_files_only)
-        tokenizer = cls.from_file(folder / "tokenizer.json")
+        file = folder / "tokenizer.json"
+        models = [] if file.exists() else sorted(folder.glob("*.model"))
+        if models:
+            raise FileNotFoundError(
+                f"{folder} has no tokenizer.json; its SentencePiece model, whose rules for special "
+                f"tokens are others, is loaded by Tokenizer.from_file({str(models[0])!r})"
+            )
+        tokenizer = cls.from_file(file)
         tokenizer._settings.update(read_settings(folder))
         return tokenizer
 
