@@ -342,6 +342,17 @@ def test_opcheck() -> None:
     torch.library.opcheck(op, (logits, None, None, 0.0, 0, 1.0, 0.0, 1.0, *nothing, None))
 
 
+def test_autocast_changes_nothing(device: str) -> None:
+    """What is computed in float32 stays so: the same seed draws the same ids."""
+    logits = torch.randn(200, 300, device=device)
+    generator = torch.Generator(device)
+    options = {"temperature": 0.7, "top_k": 90, "top_p": 0.95, "min_p": 0.01}
+    expected = llmjp_ext.sample(logits, **options, generator=generator.manual_seed(5))
+    with torch.autocast(device, dtype=torch.bfloat16):
+        actual = llmjp_ext.sample(logits, **options, generator=generator.manual_seed(5))
+    assert torch.equal(actual, expected)
+
+
 def test_compiles_whole_without_recompiling() -> None:
     """No graph break, and one graph for three batch sizes."""
     counter = torch._dynamo.testing.CompileCounter()

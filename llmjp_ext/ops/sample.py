@@ -202,26 +202,24 @@ def _torch_sample(
     rows = logits.shape[0]
     if rows == 0:
         return logits.new_empty((0,), dtype=torch.int64)
-    t, k, p, m, penalty = (
-        logits.new_full((rows, 1), number, dtype=torch.float32)
-        if by_row is None
-        else by_row[:, None]
-        for number, by_row in (
-            (temperature, row_temperature),
-            (top_k, row_top_k),
-            (top_p, row_top_p),
-            (min_p, row_min_p),
-            (repetition_penalty, row_repetition_penalty),
-        )
-    )
+
+    def by_rows(number: float, by_row: Tensor | None) -> Tensor:
+        if by_row is None:
+            return logits.new_full((rows, 1), number, dtype=torch.float32)
+        return by_row[:, None]
+
     x = logits[:, :valid_vocab].float()
-    if previous is not None and previous.shape[1] > 0 and bool((penalty != 1).any()):
-        x = _penalised(x, previous, penalty)
+    if previous is not None and previous.shape[1] > 0:
+        penalty = by_rows(repetition_penalty, row_repetition_penalty)
+        if bool((penalty != 1).any()):
+            x = _penalised(x, previous, penalty)
     largest, best = x.max(-1, keepdim=True)
     if bool(largest.isnan().any()):  # max passes NaN on
         x = x.masked_fill(x.isnan(), -torch.inf)
         largest, best = x.max(-1, keepdim=True)
     if random_state is not None:
+        t, k = by_rows(temperature, row_temperature), by_rows(top_k, row_top_k)
+        p, m = by_rows(top_p, row_top_p), by_rows(min_p, row_min_p)
         # Relative to the largest, where neither a small temperature nor exp can overflow.
         unbounded = largest.isinf()
         if bool(unbounded.any()):  # inf - inf is NaN
