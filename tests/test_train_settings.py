@@ -34,12 +34,13 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
     """Values of YAML in their types, names with dashes or underscores, flags over them."""
     file = tmp_path / "run.yaml"
     file.write_text(
-        "data: [a, b]\noutput: out\nglobal-batch: 64\nlr: 1e-4\nclip: 0\nmin_lr: 1.0e-5\n"
+        "data: {a: 0.7, b: 0.3}\nfold: [1]\nfolds: 2\noutput: out\nglobal-batch: 64\nlr: 1e-4\nclip: 0\nmin_lr: 1.0e-5\n"
         "recompute: true\nseq_length: null\nmodel_set: {n_layer: 3, vocab_size: 99}\nsteps: 7\n"
     )
     settings = parsed("--config", file, "--steps", 9, "--no-recompute", "--model-set", "n_layer=5")
-    assert settings.data == ["a", "b"] and settings.global_batch == 64
+    assert settings.data == ["0.7", "a", "0.3", "b"] and settings.global_batch == 64
     assert settings.lr == 1e-4 and settings.clip == 0.0 and settings.min_lr == 1e-5
+    assert settings.fold == [1] and settings.split_weights() == (99.0, 1.0)
     assert settings.steps == 9 and settings.recompute is False and settings.seq_length is None
     assert settings.model_fields() == {"n_layer": 5}
     assert parsed("--config", file).model_fields() == {"n_layer": 3, "vocab_size": 99}
@@ -54,7 +55,9 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ("steps: true", "steps must be of type int, got True"),
         ("lr: fast", "lr must be of type float, got 'fast'"),
         ("recompute: 1", "recompute must be of type bool, got 1"),
-        ("data: {a: 1}", "data must be a list of names"),
+        ("data: {a: {b: 1}}", "data: a must have 'prefixes'"),
+        ("tokenizer: 3", "tokenizer must be of type str, got 3"),
+        ("fold: [a]", "fold must be a list of whole numbers"),
         ("- steps", "expected 'setting: value' lines"),
         ("a: [", "is not YAML"),
     ],
@@ -76,8 +79,11 @@ def test_mistakes_in_the_file_are_told(tmp_path: Path, text: str, reason: str) -
         ("--lr 1e-7", "at least min_lr"),
         ("--lr nan", "lr must be positive"),
         ("--beta2 1", r"beta2 must be in \[0, 1\), got 1.0"),
-        ("--split 1:2:3", "split must be two shares"),
-        ("--split 0:1", "split must be two shares"),
+        ("--split 1:2:3:4", "split must be two or three shares"),
+        ("--split 0:1", "split must be two or three shares"),
+        ("--folds 10 --fold 3 10", r"fold must be from 0 to folds - 1 = 9, got \[3, 10\]"),
+        ("--folds 10 --fold 3 3", "fold must be different numbers"),
+        ("--epochs 0", "epochs must be positive"),
         ("--clip -1", "clip must be 0 or more"),
         ("--dropout 1", "dropout must be in"),
         ("--epsilon 0", "epsilon must be positive"),
@@ -236,6 +242,7 @@ def test_mistakes_with_files_and_models_are_told(tmp_path: Path) -> None:
 def test_resuming_asks_for_the_same_settings(tmp_path: Path) -> None:
     """Another learning rate is refused by name, taken on request; 'never' refuses; free ones go."""
     toy_data(tmp_path / "toy")
+    toy_data(tmp_path / "more", seed=1)
     start = ["--data", "toy", *TINY, *QUICK, "--output", "o", "--decay-steps", "9", "--steps"]
     jobs = [
         [*start, "1"],
@@ -246,9 +253,11 @@ def test_resuming_asks_for_the_same_settings(tmp_path: Path) -> None:
         [*start, "2", "--lr", "1e-3", "--resume", "changed"],
         [*start, "3", "--lr", "1e-3", "--micro-batch", "4", "--keep-last", "1"],
         [*start, "3", "--lr", "1e-3"],
+        [*start, "4", "--lr", "1e-3", "--data", "0.5", "toy", "0.5", "more"],
+        [*start, "4", "--lr", "1e-3", "--data", "toy=more"],
     ]
     results = run_jobs(tmp_path, jobs)
-    assert [result.code for result in results] == [0, 1, 1, 1, 1, 0, 0, 0], results
+    assert [result.code for result in results] == [0, 1, 1, 1, 1, 0, 0, 0, 1, 1], results
     assert "written with lr = 0.003, now 0.001: set it back" in results[1].err
     assert "resume is 'never'" in results[2].err
     assert "zero_stage = 1, now 2: start from OUTPUT/hf with --model" in results[3].err
@@ -257,3 +266,5 @@ def test_resuming_asks_for_the_same_settings(tmp_path: Path) -> None:
     assert (
         "saved" not in results[7].out and "done: o/hf" in results[7].out
     )  # there was nothing to do
+    assert re.search(r"data.more = None, now 'weight 1/2, 200 documents", results[8].err)
+    assert re.search(r"data.toy = 'weight by size, 200 doc.*, now 'weight by size", results[9].err)

@@ -17,7 +17,7 @@ from llmjp.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from llmjp.config import ModelConfig
-    from llmjp.data.packed import PackedDataset
+    from llmjp.data.blend import Course, Validation
     from llmjp.training.engine import Batches
     from llmjp.training.processes import Processes
 
@@ -29,7 +29,9 @@ INTERRUPTED = 130
 _FREE = {
     *(
         "data",
+        "final_data",
         "valid_data",
+        "epochs",
         "seq_length",
         "steps",
         "output",
@@ -110,9 +112,10 @@ def train(settings: TrainSettings, processes: "Processes") -> int:
         )
     settings = settings.in_steps(length)
     data, valid = processes.together(lambda: open_data(settings, length))
-    for part in (data, valid):
-        if part is not None:
-            _check_vocabulary(part, config, processes)
+    processes.first_alone(lambda: _check_vocabulary(data, valid, config))
+    if settings.epochs is not None:
+        steps = max(1, round(settings.epochs * data.samples / batches.size))
+        settings = dataclasses.replace(settings, steps=steps)
     ds_config = processes.together(
         lambda: engine.deepspeed_config(settings, batches, dtype, processes.device)
     )
@@ -157,9 +160,11 @@ def train(settings: TrainSettings, processes: "Processes") -> int:
     return 0 if finished else INTERRUPTED
 
 
-def _check_vocabulary(data: "PackedDataset", config: "ModelConfig", processes: "Processes") -> None:
-    """One process reads all of the data, the first time."""
-    processes.first_alone(lambda: data.documents.check_vocabulary(config.vocab_size))
+def _check_vocabulary(data: "Course", valid: "list[Validation]", config: "ModelConfig") -> None:
+    """Reads all of the data, the first time."""
+    data.check_vocabulary(config.vocab_size)
+    for part in valid:
+        part.data.documents.check_vocabulary(config.vocab_size)
 
 
 def choose_model(settings: TrainSettings) -> "tuple[ModelConfig, Path | None, Path | None]":
@@ -201,33 +206,36 @@ def choose_model(settings: TrainSettings) -> "tuple[ModelConfig, Path | None, Pa
     return config, source, tokenizer
 
 
-def open_data(settings: TrainSettings, length: int) -> "tuple[PackedDataset, PackedDataset | None]":
-    """Training and validation samples; no validation where there is too little for it.
+def open_data(settings: TrainSettings, length: int) -> "tuple[Course, list[Validation]]":
+    """Training samples, and validation samples of each source that has enough for it.
 
     Raises:
         UserError: data is missing, damaged or too little to train on.
     """
-    from llmjp.data.packed import Documents, PackedDataset
+    from llmjp.data.blend import Blend, Course, open_sources, validation_data
+    from llmjp.data.sources import parse_sources
 
-    documents = Documents(settings.data)
+    split = (1.0,) if settings.valid_data else settings.split_weights()
+    sources = open_sources(parse_sources(settings.data))
+    how: dict[str, Any] = {"split": split, "folds": settings.folds, "chosen": settings.fold}
+    blends = [Blend(sources, length, settings.seed, **how)]
+    if settings.final_data:
+        final = open_sources(parse_sources(settings.final_data))
+        blends.append(Blend(final, length, settings.seed))
+    if settings.valid_interval == 0:
+        return Course(blends), []
     if settings.valid_data:
-        other = Documents(settings.valid_data)
-        data = PackedDataset(documents, length, settings.seed)
-        return data, PackedDataset(other, length, settings.seed)
-    split = settings.split_weights()
-    data = PackedDataset(documents, length, settings.seed, split=split)
-    if split[1] == 0 or settings.valid_interval == 0:
-        return data, None
-    try:
-        return data, PackedDataset(documents, length, settings.seed, split=split, part=1)
-    except UserError:
-        return data, None  # the report says so
+        others = open_sources(parse_sources(settings.valid_data))
+        return Course(blends), validation_data(others, length, settings.seed, None)
+    if split[1] == 0:
+        return Course(blends), []
+    return Course(blends), validation_data(sources, length, settings.seed, split)
 
 
 def describe(
     settings: TrainSettings,
     config: "ModelConfig",
-    data: "PackedDataset",
+    data: "Course",
     dtype: str,
     world: int,
 ) -> dict[str, Any]:
@@ -246,7 +254,7 @@ def describe(
             "dtype": dtype,
             "processes": world,
             "model": config.to_dict(),
-            "data": {"documents": data.document_count, "tokens": data.token_count},
+            **dict(zip(("data", "final_data"), [*data.describe(), {}], strict=False)),
             "deepspeed_config": None if path is None else read_deepspeed_file(Path(path)),
         }
     }
@@ -273,7 +281,9 @@ def find_start(settings: TrainSettings, folder: Any, record: dict[str, Any]) -> 
         old, new = before.get(name), now[name]
         if isinstance(old, dict) and isinstance(new, dict):
             name, old, new = next(
-                (f"{name}.{key}", old.get(key), new[key]) for key in new if old.get(key) != new[key]
+                (f"{name}.{key}", old.get(key), new.get(key))
+                for key in [*new, *old]
+                if old.get(key) != new.get(key)
             )
         more = f" ({len(changed)} settings differ: {', '.join(changed)})" if changed[1:] else ""
         advice = (
@@ -288,8 +298,8 @@ def find_start(settings: TrainSettings, folder: Any, record: dict[str, Any]) -> 
 def report(
     settings: TrainSettings,
     config: "ModelConfig",
-    data: "PackedDataset",
-    valid: "PackedDataset | None",
+    data: "Course",
+    valid: "list[Validation]",
     batches: "Batches",
     dtype: str,
     processes: "Processes",
@@ -303,7 +313,7 @@ def report(
     device = processes.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     tokens = batches.size * data.seq_length
-    epochs = settings.steps * batches.size / data.samples_per_epoch
+    epochs = settings.steps * batches.size / data.samples
     lines = [
         ("versions", versions()),
         ("device", f"{name} x {processes.world}, {dtype}, ZeRO stage {settings.zero_stage}"),
@@ -315,8 +325,9 @@ def report(
         (
             "data",
             f"{data.token_count:,} tokens in {data.document_count:,} documents; "
-            f"{data.samples_per_epoch:,} samples of {data.seq_length:,} an epoch",
+            f"{data.samples:,} samples of {data.seq_length:,} an epoch",
         ),
+        *(("", line) for line in data.report()),
         ("validation", _validation(settings, valid)),
         (
             "batch",
@@ -331,11 +342,14 @@ def report(
         print(f"{title:<12}{text}", flush=True)
 
 
-def _validation(settings: TrainSettings, valid: "PackedDataset | None") -> str:
-    if valid is not None:
-        count = min(settings.valid_samples, valid.samples_per_epoch)
-        return f"{count:,} samples every {settings.valid_interval} steps"
-    if settings.valid_interval == 0 or settings.split_weights()[1] == 0:
+def _validation(settings: TrainSettings, valid: "list[Validation]") -> str:
+    if valid:
+        counts = [min(settings.valid_samples, part.data.samples_per_epoch) for part in valid]
+        parts = zip(counts, valid, strict=True)
+        of = f" ({', '.join(f'{count:,} of {part.name}' for count, part in parts)})"
+        every = f"{sum(counts):,} samples every {settings.valid_interval} steps"
+        return every + (of if valid[1:] else "")
+    if settings.valid_interval == 0 or not (settings.valid_data or settings.split_weights()[1]):
         return "off"
     return f"off: the {settings.split} split leaves it less than one sample"
 

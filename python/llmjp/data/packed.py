@@ -9,6 +9,7 @@ whenever, on however many ranks, so that resuming needs one number.
 """
 
 import functools
+import hashlib
 import os
 from collections.abc import Sequence
 
@@ -24,8 +25,9 @@ from llmjp.errors import UserError
 _STRIDE = 256
 _CHUNK = 1 << 20
 # Computed pieces of the two orders that are kept: of the documents' at most _BLOCKS * _STRIDE
-# documents (16 bytes each), of the samples' one, since samples are asked for one after another.
-_BLOCKS = 4096
+# documents (16 bytes each), of the samples' one, since samples are asked for one after another. A
+# blend keeps as many for each fold of each source; in a large dataset a block hardly comes twice.
+_BLOCKS = 256
 _PLACES = 4096
 # The split must not move when the seed changes: a model continued under another seed would
 # otherwise train on what it is validated with.
@@ -51,6 +53,18 @@ class Documents:
     def __len__(self) -> int:
         """Number of documents."""
         return int(self._ends[-1])
+
+    @property
+    def token_count(self) -> int:
+        """Tokens of all documents together."""
+        return sum(dataset.token_count for dataset in self.datasets)
+
+    def digest(self) -> str:
+        """A few digits that other data, or the same in another order, would hardly have."""
+        digest = hashlib.blake2b(digest_size=6)
+        for dataset in self.datasets:
+            digest.update(dataset.digest())
+        return digest.hexdigest()
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """IndexedDataset.check_vocabulary() of each dataset."""
@@ -118,11 +132,14 @@ class PackedDataset:
         *,
         split: tuple[float, ...] = (1.0,),
         part: int = 0,
+        folds: int = 1,
+        fold: int = 0,
+        source: int = 0,
     ) -> None:
         """Takes part number `part` of the documents split in the proportions of `split`.
 
-        Which documents belong to a part depends on their number alone, not on `seed`: they are
-        drawn from all over the data, in whatever order its sources lie there.
+        Which documents belong to a part, and to a fold of it, depends on their number alone, not on
+        `seed`: they are drawn from all over the data, in whatever order its sources lie there.
 
         Args:
             documents: the data.
@@ -130,6 +147,9 @@ class PackedDataset:
             seed: decides the order of documents and samples.
             split: proportions such as (99, 1).
             part: which of them: 0 is the first.
+            folds: the part is divided into so many of equally many documents, none in two.
+            fold: which of them: 0 is the first.
+            source: a number that decides the order too, for data that are drawn from side by side.
 
         Raises:
             UserError: the part holds fewer than L + 1 tokens.
@@ -139,9 +159,11 @@ class PackedDataset:
             raise ValueError(f"seq_length must be positive, got {seq_length}")
         self.seq_length = seq_length
         self.documents = documents
-        self._seed = seed
-        self._first, end = split_ranges(len(documents), split)[part]
-        self.document_count = end - self._first
+        self._key = (seed, source, fold)
+        begin, end = split_ranges(len(documents), split)[part]
+        first, last = split_ranges(end - begin, (1,) * folds)[fold]
+        self._first = begin + first
+        self.document_count = last - first
         self._split = Permutation(len(documents), (_SPLIT_SEED, 0, _STREAMS["split"]))
         self._epoch = -1
         self._order = Permutation(0, (0,))
@@ -185,7 +207,7 @@ class PackedDataset:
         """Orders the documents of an epoch and tables their ends; returns the tokens of all."""
         count = self.document_count
         self._epoch = epoch
-        self._order = Permutation(count, (self._seed, epoch, _STREAMS["documents"]))
+        self._order = Permutation(count, (*self._key, epoch, _STREAMS["documents"]))
         table = [np.zeros(1, np.int64)]
         total = 0
         for begin in range(0, count, _CHUNK):
@@ -197,7 +219,7 @@ class PackedDataset:
         return total
 
     def _sample_order(self, epoch: int) -> Permutation:
-        return Permutation(self.samples_per_epoch, (self._seed, epoch, _STREAMS["samples"]))
+        return Permutation(self.samples_per_epoch, (*self._key, epoch, _STREAMS["samples"]))
 
     def _compute_starts(self, epoch: int, piece: int) -> npt.NDArray[np.int64]:
         """First token of each sample, for places piece * _PLACES and on; `epoch` is the cache's."""

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from llmjp import configs
+from llmjp.data.sources import source_words
 from llmjp.errors import UserError
 
 DTYPES = ("auto", "fp32", "bf16", "fp16")
@@ -36,12 +37,25 @@ class TrainSettings:
     Lengths are in tokens, intervals in optimizer steps, batches in samples of seq_length tokens.
     """
 
-    data: list[str] = field(default_factory=list, metadata=_about("prefixes of the training data"))
+    data: list[str] = field(
+        default_factory=list,
+        metadata=_about("sources of the training data: PREFIX ..., or WEIGHT PREFIX ... of each"),
+    )
+    folds: int = _setting(1, "disjoint parts of the training documents, visited one after another")
+    fold: list[int] = field(
+        default_factory=list, metadata=_about("folds to visit, from 0, in order; none: all")
+    )
+    final_data: list[str] = field(
+        default_factory=list,
+        metadata=_about("sources, as data, that follow when all of the data has been visited once"),
+    )
     valid_data: list[str] = field(
         default_factory=list,
-        metadata=_about("prefixes of validation data; none: a part of the data"),
+        metadata=_about("sources of validation data, as data; none: a part of the data"),
     )
-    split: str = _setting("99:1", "shares of training and validation among the data's documents")
+    split: str = _setting(
+        "99:1", "shares of training, validation and, if there is a third, of what is left out"
+    )
     tokenizer: str | None = _setting(
         None, "the tokenizer's folder; none: that of a model which is a folder"
     )
@@ -57,6 +71,9 @@ class TrainSettings:
     global_batch: int = _setting(32, "samples of one optimizer step, over all processes")
     micro_batch: int = _setting(4, "samples that one process takes at once")
     steps: int = _setting(1000, "optimizer steps of the whole run")
+    epochs: float | None = _setting(
+        None, "length of the run in passes over data and final_data, in place of steps"
+    )
     lr: float = _setting(2e-4, "highest learning rate")
     min_lr: float = _setting(1e-6, "learning rate at the end of the decay")
     warmup: int = _setting(100, "steps of linear warm-up")
@@ -113,13 +130,21 @@ class TrainSettings:
             choices, value = setting.metadata["choices"], getattr(self, setting.name)
             if choices is not None and value not in choices:
                 _refuse(setting.name, value, "one of " + ", ".join(map(str, choices)))
-        for name in ("global_batch", "micro_batch", "steps", "valid_samples", "log_interval"):
+        for name in (
+            *("global_batch", "micro_batch", "steps", "valid_samples", "log_interval", "folds"),
+        ):
             if getattr(self, name) < 1:
                 _refuse(name, getattr(self, name), "1 or more")
         for name in ("seq_length", "decay_steps", "gpus", *IN_TOKENS):
             value = getattr(self, name)
             if value is not None and value < 1:
                 _refuse(name, value, "1 or more")
+        if self.epochs is not None and not self.epochs > 0:
+            _refuse("epochs", self.epochs, "positive")
+        if any(not 0 <= fold < self.folds for fold in self.fold):
+            _refuse("fold", self.fold, f"from 0 to folds - 1 = {self.folds - 1}")
+        if len(set(self.fold)) < len(self.fold):
+            _refuse("fold", self.fold, "different numbers")
         positive = ("warmup", "save_interval", "keep_last", "save_hf_every", "valid_interval")
         for name in (*positive, "seed", "min_lr", "weight_decay", "clip"):
             if not getattr(self, name) >= 0:
@@ -154,19 +179,19 @@ class TrainSettings:
                 changed[IN_TOKENS[name]] = -(-count // tokens)
         return dataclasses.replace(self, **changed)
 
-    def split_weights(self) -> tuple[float, float]:
-        """The shares of training and validation.
+    def split_weights(self) -> tuple[float, ...]:
+        """The shares of training, validation and what is left out.
 
         Raises:
-            UserError: `split` is not two numbers, the first positive.
+            UserError: `split` is not two or three numbers, the first positive.
         """
         try:
-            train, valid = (float(part) for part in self.split.replace(",", ":").split(":"))
+            shares = tuple(float(part) for part in self.split.replace(",", ":").split(":"))
         except ValueError:
-            train = valid = -1.0
-        if not (train > 0 and valid >= 0):
-            _refuse("split", self.split, "two shares such as 99:1 or 1:0")
-        return train, valid
+            shares = ()
+        if not (len(shares) in (2, 3) and shares[0] > 0 and all(share >= 0 for share in shares)):
+            _refuse("split", self.split, "two or three shares such as 99:1, 1:0 or 949,50,1")
+        return shares
 
     def model_fields(self) -> dict[str, Any]:
         """The changed fields of the model, from model_set, init_std and dropout.
@@ -270,11 +295,13 @@ def _over(below: dict[str, Any], above: dict[str, Any], place: str) -> dict[str,
     """Two layers of settings as one; a length in the upper one hides it in either unit below."""
     merged = dict(below)
     for tokens, steps in IN_TOKENS.items():
-        if above.get(tokens) is not None and above.get(steps) is not None:
-            raise UserError(f"{place}: {tokens} and {steps} are two words for one length")
-        if tokens in above or steps in above:
-            merged.pop(tokens, None)
-            merged.pop(steps, None)
+        words = (tokens, steps, *(("epochs",) if steps == "steps" else ()))
+        given = [word for word in words if above.get(word) is not None]
+        if len(given) > 1:
+            raise UserError(f"{place}: {given[0]} and {given[1]} are two words for one length")
+        if any(word in above for word in words):
+            for word in words:
+                merged.pop(word, None)
     return {**merged, **above}
 
 
@@ -321,11 +348,14 @@ def _converted(place: str, setting: dataclasses.Field[Any], value: Any) -> Any:
     if value is None and optional:
         return None
     if several:
+        if setting.name in ("data", "final_data", "valid_data"):
+            return source_words(place, value)
         if setting.name == "model_set" and isinstance(value, dict):
             return [f"{name}={entry}" for name, entry in value.items()]
         entries = value if isinstance(value, list) else [value]
-        if not all(isinstance(entry, str) for entry in entries):
-            raise UserError(f"{place} must be a list of names, got {value!r}")
+        if not all(isinstance(entry, kind) and not isinstance(entry, bool) for entry in entries):
+            what = "names" if kind is str else "whole numbers"
+            raise UserError(f"{place} must be a list of {what}, got {value!r}")
         return entries
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llmjp.checkpoint.huggingface import save_model
 from llmjp.config import ModelConfig
+from llmjp.data.blend import Course, Validation
 from llmjp.data.packed import PackedDataset
 from llmjp.errors import UserError
 from llmjp.training.checkpoints import Checkpoints
@@ -63,7 +64,7 @@ class Trainer:
         processes: of the run.
         batches: how a global batch is made.
         data: the training samples.
-        valid: the validation samples, or None.
+        valid: the validation samples of each source that has some.
         checkpoints: where the run saves.
         record: what a checkpoint's record says besides the step.
         done: optimizer steps done so far.
@@ -75,8 +76,8 @@ class Trainer:
     engine: Any
     processes: Processes
     batches: Batches
-    data: PackedDataset
-    valid: PackedDataset | None
+    data: Course
+    valid: list[Validation]
     checkpoints: Checkpoints
     record: dict[str, Any]
     done: int
@@ -116,11 +117,11 @@ class Trainer:
                             metrics.add(entry)
                             progress.show(entry, busy / counted)
                         busy, counted = 0.0, 0
-                    if self.valid is not None and _due(self.done, settings.valid_interval, last):
-                        loss = self._validate(self.valid)
+                    if self.valid and _due(self.done, settings.valid_interval, last):
+                        found = self._validate_all()
                         if metrics is not None and progress is not None:
-                            metrics.add({"step": self.done, "valid_loss": loss})
-                            progress.say(f"step {self.done}  validation loss {loss:.4f}")
+                            metrics.add({"step": self.done, **found})
+                            progress.say(f"step {self.done}  {_told(found)}")
                     if _due(self.done, settings.save_interval, last or stopped):
                         folder = self._save()
                         saved = self.done
@@ -188,10 +189,16 @@ class Trainer:
         key = [self.settings.seed, self.done, self.processes.rank]
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
-    def _batch(self, data: PackedDataset, first: int) -> tuple[Tensor, Tensor]:
+    def _batch(self, data: Course | PackedDataset, first: int) -> tuple[Tensor, Tensor]:
         inputs, labels = data.batch(first, self.batches.micro)
         device = self.processes.device
         return torch.from_numpy(inputs).to(device), torch.from_numpy(labels).to(device)
+
+    def _validate_all(self) -> dict[str, Any]:
+        """The loss of each source, and that of their blend."""
+        losses = {part.name: self._validate(part.data) for part in self.valid}
+        loss = sum(part.share * losses[part.name] for part in self.valid)
+        return {"valid_loss": loss, **({"valid_losses": losses} if len(losses) > 1 else {})}
 
     def _validate(self, data: PackedDataset) -> float:
         """Mean loss over the first valid_samples samples, rounded up to what all take at once."""
@@ -225,3 +232,13 @@ class Trainer:
 def _due(done: int, interval: int, last: bool) -> bool:
     """Whether something that happens every `interval` steps happens now."""
     return last or (interval > 0 and done % interval == 0)
+
+
+def _told(validation: dict[str, Any]) -> str:
+    """Losses of a validation and their perplexities, e to the loss, in a line."""
+    losses = {"": validation["valid_loss"], **validation.get("valid_losses", {})}
+    parts = (
+        f"{name} {loss:.4f} (perplexity {math.exp(min(loss, 700)):,.2f})".strip()
+        for name, loss in losses.items()
+    )
+    return "validation loss " + "  ".join(parts)
