@@ -34,7 +34,8 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
     """Values of YAML in their types, names with dashes or underscores, flags over them."""
     file = tmp_path / "run.yaml"
     file.write_text(
-        "data: {a: 0.7, b: 0.3}\nfold: [1]\nfolds: 2\noutput: out\nglobal-batch: 64\nlr: 1e-4\nclip: 0\nmin_lr: 1.0e-5\n"
+        "data: {a: 0.7, b: 0.3}\nfold: [1]\nfolds: 2\noutput: out\nglobal-batch: 64\n"
+        "lr: 1e-4\nclip: 0\nmin_lr: 1.0e-5\n"
         "recompute: true\nseq_length: null\nmodel_set: {n_layer: 3, vocab_size: 99}\nsteps: 7\n"
     )
     settings = parsed("--config", file, "--steps", 9, "--no-recompute", "--model-set", "n_layer=5")
