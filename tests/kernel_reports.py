@@ -22,6 +22,8 @@ _INSTRUCTION = re.compile(
 )
 REGISTER_GRANULARITY = 8  # registers are handed out to a warp in multiples of 8 a thread
 
+WIDE_CHUNKS = 16  # kWideChunks of csrc/norm/tiles.h
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -203,12 +205,15 @@ EXPECTATIONS: dict[str, Expectation] = {
         wide=lambda kernel: {"LDG": tile_chunks(kernel), "STG": tile_chunks(kernel)},
         narrow=lambda kernel: {"LDG": 2 if drops(kernel) else 0, "STG": 2},
     ),
-    "layer_norm_forward_loop_kernel": Expectation(
-        wide=lambda kernel: {} if is_scalar(kernel) else {"LDG": 2, "STG": 1},
-        narrow=lambda kernel: (
-            None if is_scalar(kernel) else {"LDG": 2 if drops(kernel) else 0, "STG": 2}
-        ),
+    # The chunks kept in registers, and one more of those in shared memory.
+    "layer_norm_forward_wide_kernel": Expectation(
+        wide=lambda kernel: {"LDG": WIDE_CHUNKS + 1, "STG": WIDE_CHUNKS + 1},
+        narrow=lambda kernel: {"LDG": 2 if kernel.arguments[-1] == "true" else 0, "STG": 2},
     ),
+    # Rows that are not 16-byte aligned, one element at a time.
+    "layer_norm_forward_loop_kernel": Expectation(),
+    "layer_norm_backward_loop_kernel": Expectation(),
+    "layer_norm_backward_columns_kernel": Expectation(),
     # Rows arrive by cp.async, before the loop and inside it; mean and rstd are read narrow, and so
     # are dropout's seed and offset for each chunk, from the first-level cache: registers for them
     # would cost those who drop nothing.
@@ -216,16 +221,10 @@ EXPECTATIONS: dict[str, Expectation] = {
         wide=lambda kernel: {"LDGSTS": 2 * tile_chunks(kernel), "STG": tile_chunks(kernel)},
         narrow=lambda kernel: {"LDG": 2 + 2 * tile_chunks(kernel), "STG": 0, "LDGSTS": 0},
     ),
-    "layer_norm_backward_loop_kernel": Expectation(
-        wide=lambda kernel: {} if is_scalar(kernel) else {"LDG": 2, "STG": 1},
-        narrow=lambda kernel: None if is_scalar(kernel) else {"LDG": 4, "STG": 0},
-    ),
-    # Sums of a chunk's columns are stored one by one, once for a whole slab of rows.
-    "layer_norm_backward_columns_kernel": Expectation(
-        wide=lambda kernel: {} if is_scalar(kernel) else {"LDG": 1},
-        narrow=lambda kernel: (
-            None if is_scalar(kernel) else {"LDG": 2, "STG": 2 * int(kernel.arguments[-1])}
-        ),
+    # The same; the sums that blocks tell each other, and the count of those who have, are narrow.
+    "layer_norm_backward_parts_kernel": Expectation(
+        wide=lambda kernel: {"LDGSTS": 2 * tile_chunks(kernel), "STG": tile_chunks(kernel)},
+        narrow=lambda kernel: {"LDG": 5 + 2 * tile_chunks(kernel), "STG": 2, "LDGSTS": 0},
     ),
     # Adds up at most a few hundred partial rows of fp32; a warp reads 32 neighbouring columns.
     "layer_norm_backward_group_sum_kernel": Expectation(),

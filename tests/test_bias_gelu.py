@@ -3,6 +3,8 @@
 Values and gradients follow the numerics rule of llmjp_ext.testing; failures print the seed.
 """
 
+import itertools
+
 import pytest
 import torch
 import torch._dynamo.testing
@@ -84,12 +86,23 @@ def test_many_rows_and_wide_ones(device: str, dtype: torch.dtype) -> None:
 
 
 def test_far_tails(device: str) -> None:
-    """Where the exponentials overflow or vanish, GELU is 0 or its argument and its slope 0 or 1."""
-    x = torch.tensor([[-1e4, -300.0, -20.0, 20.0, 300.0, 1e4, 0.0, -0.0]], device=device)
-    for approximate in ("none", "tanh"):
-        y, dx, _ = run(op, x, torch.zeros(8, device=device), approximate, torch.ones_like(x))
-        assert torch.equal(y, x.clamp_min(0))
-        assert torch.equal(dx, torch.tensor([[0.0, 0, 0, 1, 1, 1, 0.5, 0.5]], device=device))
+    """Where the exponentials overflow or vanish, GELU is 0 or its argument and its slope 0 or 1.
+
+    So it is where squares and cubes of the argument overflow.
+    """
+    tails = (20.0, 300.0, 1e4, 1e13, 2e19, 1e38)
+    values = [*(-tail for tail in tails), 0.0, -0.0, *tails]
+    slopes = [0.0] * len(tails) + [0.5, 0.5] + [1.0] * len(tails)
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.tensor([values], device=device, dtype=dtype)
+        zeros, ones = torch.zeros(len(values), device=device, dtype=dtype), torch.ones_like(x)
+        for approximate, bias, function in itertools.product(
+            ("none", "tanh"), (zeros, None), (op, truth)
+        ):
+            y, dx, *_ = run(function, x, bias, approximate, ones)
+            assert torch.equal(y, x.clamp_min(0)), f"{function.__name__}, {approximate}"
+            expected = torch.tensor([slopes], device=device, dtype=dtype)
+            assert torch.equal(dx, expected), f"{function.__name__}, {approximate}, {dtype}: {dx}"
 
 
 def test_bias_gradients_repeat(device: str) -> None:

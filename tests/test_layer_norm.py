@@ -18,7 +18,7 @@ from llmjp_ext.reference import layer_norm as reference
 from llmjp_ext.testing import GRADIENT_FACTOR, assert_accurate
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
-# One of each kernel: tiles of every size, the looping ones for odd widths and beyond the tiles.
+# One of each kernel: tiles of every size, the looping ones for odd widths, wide rows.
 WIDTHS = [1, 7, 1023, 1500, 2048, 5120, 12288, 24584]
 # (x, residual, weight) beside one dtype for all.
 MIXED = [
@@ -94,6 +94,25 @@ def test_values_and_gradients(
     device: str, width: int, dtype: torch.dtype, with_residual: bool
 ) -> None:
     check(device, 3, width, (dtype, dtype, dtype), with_residual)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("width", [16400, 65528, 65536, 65544])
+def test_wide_rows(
+    device: str, width: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that blocks share in backward: simulated, with room for eleven at once."""
+    monkeypatch.setenv("LLMJP_SIMT_MULTIPROCESSORS", "11")
+    check(device, 3, width, (dtype, dtype, torch.float32), with_residual=width != 65536)
+
+
+def test_wide_rows_repeat_bit_for_bit(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks add each other's sums in one order, whichever comes first."""
+    monkeypatch.setenv("LLMJP_SIMT_MULTIPROCESSORS", "6")
+    x, g = torch.randn(7, 16400, device=device), torch.randn(7, 16400, device=device)
+    weight = torch.randn(16400, device=device)
+    first, second = (run(op, [x, weight, None, None], [g]) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("dtypes", MIXED, ids=str)

@@ -16,7 +16,7 @@ from llmjp_ext.reference import rms_norm as reference
 from llmjp_ext.testing import GRADIENT_FACTOR, assert_accurate
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
-# Tiles of one warp and of several, the looping kernels for odd widths and beyond the tiles.
+# Tiles of one warp and of several, the looping kernels for odd widths, wide rows.
 WIDTHS = [1, 7, 256, 1023, 1500, 5120, 12288, 24584]
 # (x, residual, weight) beside one dtype for all.
 MIXED = [
@@ -79,6 +79,13 @@ def test_values_and_gradients(
 ) -> None:
     """Every kind of kernel in every dtype."""
     check(device, 3, width, (dtype, dtype, dtype), with_residual)
+
+
+@pytest.mark.parametrize("width", [16400, 65536])
+def test_wide_rows(device: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that blocks share in backward: simulated, with room for eleven at once."""
+    monkeypatch.setenv("LLMJP_SIMT_MULTIPROCESSORS", "11")
+    check(device, 3, width, (torch.bfloat16,) * 3, with_residual=True)
 
 
 @pytest.mark.parametrize("dtypes", MIXED, ids=str)

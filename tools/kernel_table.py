@@ -24,10 +24,6 @@ PAGE = ROOT / "docs" / "kernels.md"
 FAMILIES = ("bias_dropout_add", "bias_gelu", "cross_entropy", "layer_norm", "rotary", "swiglu")
 UNMEASURED = "unmeasured"
 
-# Bytes of stack that ptxas, short of registers, gives a kernel for sm_90a, by name and last
-# template argument.
-HOPPER_STACK = {("layer_norm_backward_tile_kernel", "Tile<1, 16>"): 8}
-
 
 @dataclass(frozen=True)
 class Gpu:
@@ -85,8 +81,8 @@ def resident_blocks(kernel: reports.Kernel, threads: int, gpu: Gpu) -> int:
     granularity = reports.REGISTER_GRANULARITY
     registers = -(-kernel.registers // granularity) * granularity
     blocks = min(reports.REGISTERS_PER_MULTIPROCESSOR // (registers * threads), 2048 // threads, 32)
-    if kernel.name == "layer_norm_backward_tile_kernel":
-        # Two stages of dy and r where they fit, as csrc/norm/tiles.h plans them.
+    if kernel.name in ("layer_norm_backward_tile_kernel", "layer_norm_backward_parts_kernel"):
+        # Two stages of dy and r where they fit, as csrc/norm/layer_norm_plan.h has it.
         x, row = (reports.ELEMENT_BYTES[name] for name in kernel.arguments[:2])
         match = re.search(r"(\d+), ?(\d+)", kernel.arguments[-1])
         assert match is not None
@@ -182,11 +178,11 @@ Bandwidths are the data sheets', the latencies assumed:
 
 A kernel has on their way: resident warps × 32 lanes × 16 bytes × the loads that a thread starts
 before it waits for one. Resident warps follow from its registers and threads a block (and, of
-`layer_norm_backward_tile`, shared memory). The prediction is the lowest of the instantiations for
-aligned rows, and an upper bound: it counts neither a last wave of blocks nor what a copy of the
-same bytes loses itself, and it is a share of bandwidth, not of the bytes that an op must move: the
-loop kernels, for rows wider than a tile or not aligned, read a row two or three times, from the
-caches where it fits there. Kernels without a number read little.
+`layer_norm_backward_tile` and `_parts`, shared memory). The prediction is the lowest of the
+instantiations for aligned rows, and an upper bound: it counts neither a last wave of blocks nor
+what a copy of the same bytes loses itself. Kernels without a number read little, or, as the loop
+kernels do, rows that are not aligned, an element at a time and two or three times, from the caches
+where a row fits there.
 
 Shares that were measured stand beside it, the best of an op's shapes as a share of the copy's
 bandwidth in the same run, once files below `benchmarks/results` hold rows of that GPU.

@@ -6,35 +6,17 @@
 #include "activation/bias_dropout_add_plan.h"
 #include "host/device_limits.h"
 #include "host/error.h"
+#include "host/visit_types.h"
 
 namespace llmjp::activation {
 namespace {
 
-using device::bfloat16;
-using device::float16;
-using host::DType;
-
-template <class T>
-struct Type {
-  using type = T;
-};
-
-// Calls visit(Type<X>, Type<R>, Type<B>) for the types that the parameters name.
 template <class Params, class Visit>
 void visit_types(const Params& p, Visit visit) {
-  const auto given = [&](DType x, DType row, DType bias) {
-    return p.x_type == x && p.row_type == row && p.bias_type == bias;
-  };
-  constexpr auto f32 = DType::kFloat32;
-  constexpr auto f16 = DType::kFloat16;
-  constexpr auto bf16 = DType::kBFloat16;
-  if (given(f32, f32, f32)) return visit(Type<float>{}, Type<float>{}, Type<float>{});
-  if (given(f16, f16, f16)) return visit(Type<float16>{}, Type<float16>{}, Type<float16>{});
-  if (given(f16, f16, f32)) return visit(Type<float16>{}, Type<float16>{}, Type<float>{});
-  if (given(f16, f32, f32)) return visit(Type<float16>{}, Type<float>{}, Type<float>{});
-  if (given(bf16, bf16, bf16)) return visit(Type<bfloat16>{}, Type<bfloat16>{}, Type<bfloat16>{});
-  if (given(bf16, bf16, f32)) return visit(Type<bfloat16>{}, Type<bfloat16>{}, Type<float>{});
-  if (given(bf16, f32, f32)) return visit(Type<bfloat16>{}, Type<float>{}, Type<float>{});
+  if (host::visit_types(host::TensorRowAndParameter{},
+                        std::array{p.x_type, p.row_type, p.bias_type}, visit)) {
+    return;
+  }
   throw host::Unsupported(
       std::string(
           "bias_dropout_add takes x, residual and bias of one type, a 16-bit x and "
@@ -46,9 +28,8 @@ void visit_types(const Params& p, Visit visit) {
 
 void bias_dropout_add_forward(const BiasDropoutAddForward& params, host::Stream stream) {
   if (params.rows == 0 || params.width == 0) return;
-  visit_types(params, [&](auto x, auto row, auto bias) {
-    launch_bias_dropout_add_forward<typename decltype(x)::type, typename decltype(row)::type,
-                                    typename decltype(bias)::type>(params, stream);
+  visit_types(params, [&]<class X, class R, class B>() {
+    launch_bias_dropout_add_forward<X, R, B>(params, stream);
   });
 }
 
@@ -60,9 +41,8 @@ int64_t bias_dropout_add_backward_workspace(const BiasDropoutAddBackward& params
 
 void bias_dropout_add_backward(const BiasDropoutAddBackward& params, host::Stream stream) {
   if (params.rows == 0 || params.width == 0) return;
-  visit_types(params, [&](auto x, auto row, auto bias) {
-    launch_bias_dropout_add_backward<typename decltype(x)::type, typename decltype(row)::type,
-                                     typename decltype(bias)::type>(params, stream);
+  visit_types(params, [&]<class X, class R, class B>() {
+    launch_bias_dropout_add_backward<X, R, B>(params, stream);
   });
 }
 

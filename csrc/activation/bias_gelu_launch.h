@@ -5,11 +5,6 @@
 #include "activation/bias_gelu.h"
 #include "host/stream.h"
 
-namespace llmjp::device {
-struct float16;
-struct bfloat16;
-}  // namespace llmjp::device
-
 namespace llmjp::activation {
 
 template <class X, class B>

@@ -39,7 +39,9 @@ LLMJP_DEVICE float gelu_derivative(float u) {
     // share is 0.
     const float rest = exponential < 1e38f ? exponential * share : 1.0f;
     const float slope = kTwiceSqrt2OverPi * (1.0f + 3.0f * kCubic * u * u);
-    return share + u * (share * rest) * slope;
+    // The slope overflows where u does when squared, long after the bell has become 0.
+    const float bell = share * rest;
+    return bell == 0.0f ? share : share + u * bell * slope;
   } else {
     const float density = kInverseSqrt2Pi * device::exp2_approx(-0.5f * kLog2E * u * u);
     return normal_share(u) + u * density;

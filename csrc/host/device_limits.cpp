@@ -2,7 +2,9 @@
 
 #include "host/error.h"
 
-#if !defined(LLMJP_SIMT)
+#if defined(LLMJP_SIMT)
+#include <cstdlib>
+#else
 #include <cuda_runtime_api.h>
 
 #include <array>
@@ -13,9 +15,13 @@ namespace llmjp::host {
 
 #if defined(LLMJP_SIMT)
 
-// A GPU small enough that persistent kernels loop, and with sm_86's shared memory, so that a tile
-// chosen for more than 99 KB shows here.
-DeviceLimits device_limits() { return {2, 99 * 1024, 100 * 1024}; }
+// A GPU small enough that persistent kernels loop, unless LLMJP_SIMT_MULTIPROCESSORS makes room for
+// many blocks at once; with sm_86's shared memory, so that a tile chosen for more than 99 KB shows
+// here.
+DeviceLimits device_limits() {
+  const char* multiprocessors = std::getenv("LLMJP_SIMT_MULTIPROCESSORS");
+  return {multiprocessors == nullptr ? 2 : std::atoi(multiprocessors), 99 * 1024, 100 * 1024};
+}
 
 #else
 

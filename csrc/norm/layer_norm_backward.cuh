@@ -17,9 +17,11 @@
 #include "device/dropout.h"
 #include "device/group_sum.h"
 #include "device/reduce.h"
+#include "device/store_row.h"
 #include "device/vector.h"
 #include "norm/layer_norm.h"
 #include "norm/layer_norm_forward.cuh"
+#include "norm/row_share.cuh"
 #include "norm/tiles.h"
 
 namespace llmjp::norm {
@@ -46,12 +48,11 @@ LLMJP_DEVICE void store_gradient(const LayerNormBackward& p, int64_t row, int64_
   if (p.random == nullptr) return;
   device::Dropout(p.random, p.dropout)
       .apply(device::Dropout::row_position(row, p.width), column, values);
-  device::store(static_cast<X*>(p.dx) + place, device::from_floats<X>(values));
+  device::store_rounded(static_cast<X*>(p.dx) + place, values);
 }
 
-template <class X, class R, class W, bool kCentred, class RowTile>
-LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(RowTile::kThreads, kBackwardBlocks<RowTile>)
-    layer_norm_backward_tile_kernel(LayerNormBackward p, int stages) {
+template <class X, class R, class W, bool kCentred, class RowTile, class Share>
+LLMJP_DEVICE void walk_over_rows(const LayerNormBackward& p, int stages, const Share& share) {
   using device::Vector;
   using Shared = BackwardShared<X, R, RowTile>;
   constexpr int kChunk = RowTypes<X, R>::kChunk;
@@ -61,11 +62,8 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(RowTile::kThreads, kBackwardBlocks<RowTile>)
 
   const int thread = kWarps == 1 ? device::lane_index() : device::thread_index();
   const int row_of_block = kWarps == 1 ? device::warp_index() : 0;
-  const int64_t groups = int64_t{device::block_count_x()} * kRows;
-  const int64_t group = int64_t{device::block_index_x()} * kRows + row_of_block;
-  const int chunks_per_row = static_cast<int>(p.width / kChunk);
   const float inverse_width = 1.0f / static_cast<float>(p.width);
-  const W* weight = static_cast<const W*>(p.weight);
+  const W* weight = static_cast<const W*>(p.weight) + share.first_column();
   const bool has_dr = p.dr != nullptr;
 
   char* shared = device::dynamic_shared<char>();
@@ -88,13 +86,13 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(RowTile::kThreads, kBackwardBlocks<RowTile>)
   // count of groups the same.
   const auto copy_row = [&](int64_t row, int stage) {
     if (row < p.rows) {
-      const X* dy = static_cast<const X*>(p.dy) + row * p.dy_stride;
-      const R* r = static_cast<const R*>(p.r) + row * p.r_stride;
-      const R* dr = static_cast<const R*>(p.dr) + row * p.dr_stride;
+      const X* dy = static_cast<const X*>(p.dy) + row * p.dy_stride + share.first_column();
+      const R* r = static_cast<const R*>(p.r) + row * p.r_stride + share.first_column();
+      const R* dr = static_cast<const R*>(p.dr) + row * p.dr_stride + share.first_column();
       LLMJP_UNROLL
       for (int c = 0; c < kChunks; ++c) {
         const int chunk = c * RowTile::kThreadsPerRow + thread;
-        if (chunk < chunks_per_row) {
+        if (chunk < share.chunks) {
           device::cp_async<kChunk * sizeof(X)>(staged_dy(stage, c), dy + chunk * kChunk);
           device::cp_async<kChunk * sizeof(R)>(staged_r(stage, c), r + chunk * kChunk);
           if (has_dr)
@@ -108,14 +106,14 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(RowTile::kThreads, kBackwardBlocks<RowTile>)
   float dweight_sum[kChunks][kChunk] = {};
   float dbias_sum[kChunks][kChunk] = {};
 
-  copy_row(group, 0);
+  copy_row(share.group, 0);
   int step = 0;
-  for (int64_t row = group; row < p.rows; row += groups, ++step) {
+  for (int64_t row = share.group; row < p.rows; row += share.groups, ++step) {
     const int stage = step % stages;
     const float mean = kCentred ? p.mean[row] : 0.0f;
     const float rstd = p.rstd[row];
     if (stages == 2) {
-      copy_row(row + groups, 1 - stage);
+      copy_row(row + share.groups, 1 - stage);
       device::cp_async_wait_group<1>();
     } else {
       device::cp_async_wait_group<0>();
@@ -126,7 +124,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(RowTile::kThreads, kBackwardBlocks<RowTile>)
     LLMJP_UNROLL
     for (int c = 0; c < kChunks; ++c) {
       const int chunk = c * RowTile::kThreadsPerRow + thread;
-      if (chunk < chunks_per_row) {
+      if (chunk < share.chunks) {
         float dy[kChunk];
         float row_values[kChunk];
         float scale[kChunk];
@@ -146,13 +144,14 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(RowTile::kThreads, kBackwardBlocks<RowTile>)
     }
     // Two scratch areas in turn: a slow warp may still read the last row's sums.
     device::block_sum<kWarps>(sums, scratch + (step % 2) * 2 * kWarps);
+    share.total(sums, step);
     const float mean_g = kCentred ? sums[0] * inverse_width : 0.0f;
     const float mean_g_normalised = sums[1] * inverse_width;
 
     LLMJP_UNROLL
     for (int c = 0; c < kChunks; ++c) {
       const int chunk = c * RowTile::kThreadsPerRow + thread;
-      if (chunk < chunks_per_row) {
+      if (chunk < share.chunks) {
         float dy[kChunk];
         float row_values[kChunk];
         float scale[kChunk];
@@ -171,20 +170,20 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(RowTile::kThreads, kBackwardBlocks<RowTile>)
           LLMJP_UNROLL
           for (int i = 0; i < kChunk; ++i) result[i] += dr[i];
         }
-        store_gradient<X, R>(p, row, chunk * kChunk, result);
+        store_gradient<X, R>(p, row, share.first_column() + chunk * kChunk, result);
       }
     }
-    if (stages == 1) copy_row(row + groups, 0);
+    if (stages == 1) copy_row(row + share.groups, 0);
   }
 
   // workspace [2][groups][width]: dweight's partial sums, then, where centred, dbias's.
-  float* dweight_partial = p.workspace + group * p.width;
-  float* dbias_partial = dweight_partial + groups * p.width;
+  float* dweight_partial = p.workspace + share.group * p.width + share.first_column();
+  float* dbias_partial = dweight_partial + share.groups * p.width;
   constexpr int kPiece = kChunk < 4 ? kChunk : 4;
   LLMJP_UNROLL
   for (int c = 0; c < kChunks; ++c) {
     const int chunk = c * RowTile::kThreadsPerRow + thread;
-    if (chunk < chunks_per_row) {
+    if (chunk < share.chunks) {
       LLMJP_UNROLL
       for (int first = 0; first < kChunk; first += kPiece) {
         Vector<float, kPiece> dweight_piece;
@@ -201,102 +200,38 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(RowTile::kThreads, kBackwardBlocks<RowTile>)
   }
 }
 
-// Gradients of rows that no tile holds or that are not 16-byte aligned: one block a row, read
-// twice.
-template <class X, class R, class W, bool kCentred, int kChunk>
-LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kLoopThreads, 1024 / kLoopThreads)
-    layer_norm_backward_loop_kernel(LayerNormBackward p) {
-  constexpr int kWarps = kLoopThreads / device::kWarpSize;
-  constexpr int kStep = kLoopThreads * kChunk;
-
-  const int64_t row = device::block_index_x();
-  const X* dy = static_cast<const X*>(p.dy) + row * p.dy_stride;
-  const R* r = static_cast<const R*>(p.r) + row * p.r_stride;
-  const R* dr = p.dr == nullptr ? nullptr : static_cast<const R*>(p.dr) + row * p.dr_stride;
-  const W* weight = static_cast<const W*>(p.weight);
-  const float mean = kCentred ? p.mean[row] : 0.0f;
-  const float rstd = p.rstd[row];
-  const float inverse_width = 1.0f / static_cast<float>(p.width);
-  const int64_t first = int64_t{device::thread_index()} * kChunk;
-
-  // g and x̂ of one chunk.
-  const auto load_chunk = [&](int64_t column, float (&g)[kChunk], float (&normalised)[kChunk]) {
-    float scale[kChunk];
-    device::load_floats(dy + column, g);
-    device::load_floats(r + column, normalised);
-    device::load_floats(weight + column, scale);
-    LLMJP_UNROLL
-    for (int i = 0; i < kChunk; ++i) {
-      g[i] *= scale[i];
-      normalised[i] = (normalised[i] - mean) * rstd;
-    }
-  };
-
-  float sums[2] = {0.0f, 0.0f};
-  for (int64_t column = first; column < p.width; column += kStep) {
-    float g[kChunk];
-    float normalised[kChunk];
-    load_chunk(column, g, normalised);
-    LLMJP_UNROLL
-    for (int i = 0; i < kChunk; ++i) {
-      sums[0] += g[i];
-      sums[1] += g[i] * normalised[i];
-    }
-  }
-  device::block_sum<kWarps>(sums, device::dynamic_shared<float>());
-  const float mean_g = kCentred ? sums[0] * inverse_width : 0.0f;
-  const float mean_g_normalised = sums[1] * inverse_width;
-
-  for (int64_t column = first; column < p.width; column += kStep) {
-    float g[kChunk];
-    float normalised[kChunk];
-    load_chunk(column, g, normalised);
-    LLMJP_UNROLL
-    for (int i = 0; i < kChunk; ++i) {
-      g[i] = rstd * (g[i] - mean_g - normalised[i] * mean_g_normalised);
-    }
-    if (dr != nullptr) {
-      float added[kChunk];
-      device::load_floats(dr + column, added);
-      LLMJP_UNROLL
-      for (int i = 0; i < kChunk; ++i) g[i] += added[i];
-    }
-    store_gradient<X, R>(p, row, column, g);
-  }
+template <class X, class R, class W, bool kCentred, class RowTile>
+LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(RowTile::kThreads, kBackwardBlocks<RowTile>)
+    layer_norm_backward_tile_kernel(LayerNormBackward p, int stages) {
+  constexpr int kRows = RowTile::kRowsPerBlock;
+  const int row_of_block = RowTile::kWarpsPerRow == 1 ? device::warp_index() : 0;
+  WholeRows share;
+  share.group = int64_t{device::block_index_x()} * kRows + row_of_block;
+  share.groups = int64_t{device::block_count_x()} * kRows;
+  share.chunks = static_cast<int>(p.width / RowTypes<X, R>::kChunk);
+  walk_over_rows<X, R, W, kCentred, RowTile>(p, stages, share);
 }
 
-// The same rows' dweight and dbias: a warp takes 32 · kChunk columns and every groups-th row of
-// them.
-template <class X, class R, bool kCentred, int kChunk>
-LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kLoopThreads, 1024 / kLoopThreads)
-    layer_norm_backward_columns_kernel(LayerNormBackward p, int64_t column_tiles, int64_t groups) {
-  constexpr int kWarps = kLoopThreads / device::kWarpSize;
-  const int64_t tile = device::block_index_x() % column_tiles;
-  const int64_t group = device::block_index_x() / column_tiles * kWarps + device::warp_index();
-  const int64_t column = (tile * device::kWarpSize + device::lane_index()) * kChunk;
-  if (column >= p.width) return;
-
-  float dweight_sum[kChunk] = {};
-  float dbias_sum[kChunk] = {};
-  for (int64_t row = group; row < p.rows; row += groups) {
-    const float mean = kCentred ? p.mean[row] : 0.0f;
-    const float rstd = p.rstd[row];
-    float dy[kChunk];
-    float row_values[kChunk];
-    device::load_floats(static_cast<const X*>(p.dy) + row * p.dy_stride + column, dy);
-    device::load_floats(static_cast<const R*>(p.r) + row * p.r_stride + column, row_values);
-    LLMJP_UNROLL
-    for (int i = 0; i < kChunk; ++i) {
-      dweight_sum[i] += dy[i] * ((row_values[i] - mean) * rstd);
-      dbias_sum[i] += dy[i];
-    }
-  }
-  float* partial = p.workspace + group * p.width + column;
-  LLMJP_UNROLL
-  for (int i = 0; i < kChunk; ++i) {
-    partial[i] = dweight_sum[i];
-    if constexpr (kCentred) partial[groups * p.width + i] = dbias_sum[i];
-  }
+// Rows wider than the tiles: `parts` blocks share one, each in a tile of its own.
+template <class X, class R, class W, bool kCentred, class RowTile>
+LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(RowTile::kThreads, kBackwardBlocks<RowTile>)
+    layer_norm_backward_parts_kernel(LayerNormBackward p, int stages, int parts) {
+  constexpr int kChunk = RowTypes<X, R>::kChunk;
+  const int chunks = static_cast<int>(p.width / kChunk);
+  const int chunks_of_part = (chunks + parts - 1) / parts;
+  RowPart share;
+  share.parts = parts;
+  share.part = device::block_index_x() % parts;
+  share.group = device::block_index_x() / parts;
+  share.groups = device::block_count_x() / parts;
+  share.column = int64_t{share.part} * chunks_of_part * kChunk;
+  share.chunks = chunks - share.part * chunks_of_part < chunks_of_part
+                     ? chunks - share.part * chunks_of_part
+                     : chunks_of_part;
+  float* slots = p.workspace + share.groups * p.width * (kCentred ? 2 : 1);
+  share.slots = slots + share.group * 4 * parts;
+  share.arrived = reinterpret_cast<int*>(slots + share.groups * 4 * parts) + share.group;
+  walk_over_rows<X, R, W, kCentred, RowTile>(p, stages, share);
 }
 
 // dweight (blocks of the first half of the grid) and dbias (the second): 32 columns a block.

@@ -3,27 +3,43 @@
 
 #include "device/dtype.h"
 #include "host/device_limits.h"
-#include "host/launch.h"
+#include "host/launch_resident.h"
 #include "norm/layer_norm_backward.cuh"
+#include "norm/layer_norm_backward_loop.cuh"
 #include "norm/layer_norm_forward.cuh"
+#include "norm/layer_norm_forward_loop.cuh"
+#include "norm/layer_norm_forward_wide.cuh"
 #include "norm/layer_norm_launch.h"
 #include "norm/layer_norm_plan.h"
 
 namespace llmjp::norm {
 
-template <class X, class R, class W, bool kCentred, bool kDropout, int kChunk>
+template <class X, class R, class W, bool kCentred, bool kDropout>
 void launch_forward_loop(const LayerNormForward& params, host::Stream stream) {
   constexpr int64_t kScratch = 2 * sizeof(float) * kLoopThreads / 32;
   host::launch("layer_norm_forward_loop",
-               layer_norm_forward_loop_kernel<X, R, W, kCentred, kDropout, kChunk>,
+               layer_norm_forward_loop_kernel<X, R, W, kCentred, kDropout>,
                {params.rows, kLoopThreads, kScratch, stream}, params);
 }
 
 template <class X, class R, class W, bool kCentred, bool kDropout>
+void launch_forward_wide(const LayerNormForward& params, host::Stream stream) {
+  constexpr int64_t kScratch = 2 * sizeof(float) * kWideThreads / 32;
+  constexpr int64_t kChunkBytes = 16 * kWideThreads;
+  const int64_t row_bytes = params.width * int64_t{sizeof(R)};
+  const int64_t chunks = (row_bytes + kChunkBytes - 1) / kChunkBytes - kWideChunks;
+  const int64_t room = (host::device_limits().shared_bytes_per_block - kScratch) / kChunkBytes;
+  const int64_t shared_chunks = std::clamp<int64_t>(chunks, 0, room);
+  host::launch("layer_norm_forward_wide",
+               layer_norm_forward_wide_kernel<X, R, W, kCentred, kDropout>,
+               {params.rows, kWideThreads, kScratch + shared_chunks * kChunkBytes, stream}, params,
+               static_cast<int>(shared_chunks));
+}
+
+template <class X, class R, class W, bool kCentred, bool kDropout>
 void launch_forward(const LayerNormForward& params, host::Stream stream) {
-  constexpr int kChunk = RowTypes<X, R>::kChunk;
   if (row_chunk(params) == 1) {
-    launch_forward_loop<X, R, W, kCentred, kDropout, 1>(params, stream);
+    launch_forward_loop<X, R, W, kCentred, kDropout>(params, stream);
     return;
   }
   const bool launched = visit_tile(ForwardTiles{}, params.width, [&](auto tile) {
@@ -34,7 +50,7 @@ void launch_forward(const LayerNormForward& params, host::Stream stream) {
                  layer_norm_forward_tile_kernel<X, R, W, kCentred, kDropout, RowTile>,
                  {blocks, RowTile::kThreads, kScratch, stream}, params);
   });
-  if (!launched) launch_forward_loop<X, R, W, kCentred, kDropout, kChunk>(params, stream);
+  if (!launched) launch_forward_wide<X, R, W, kCentred, kDropout>(params, stream);
 }
 
 template <class X, class R, class W, bool kDropout>
@@ -55,33 +71,44 @@ void launch_layer_norm_forward(const LayerNormForward& params, host::Stream stre
   }
 }
 
-template <class X, class R, class W, bool kCentred, int kChunk>
+template <class X, class R, class W, bool kCentred>
 void launch_backward_loop(const LayerNormBackward& params, const BackwardPlan& plan,
                           host::Stream stream) {
   constexpr int64_t kScratch = 2 * sizeof(float) * kLoopThreads / 32;
-  host::launch("layer_norm_backward_loop",
-               layer_norm_backward_loop_kernel<X, R, W, kCentred, kChunk>,
+  host::launch("layer_norm_backward_loop", layer_norm_backward_loop_kernel<X, R, W, kCentred>,
                {params.rows, kLoopThreads, kScratch, stream}, params);
-  host::launch("layer_norm_backward_columns",
-               layer_norm_backward_columns_kernel<X, R, kCentred, kChunk>,
+  host::launch("layer_norm_backward_columns", layer_norm_backward_columns_kernel<X, R, kCentred>,
                {plan.blocks, kLoopThreads, 0, stream}, params, plan.column_tiles, plan.groups);
+}
+
+template <class X, class R, class W, bool kCentred>
+void launch_backward_parts(const LayerNormBackward& params, const BackwardPlan& plan,
+                           host::Stream stream) {
+  float* arrived = params.workspace + plan.sums_floats(params) + plan.slot_floats();
+  host::clear(arrived, plan.groups * int64_t{sizeof(int)}, stream);
+  host::launch_resident("layer_norm_backward_parts",
+                        layer_norm_backward_parts_kernel<X, R, W, kCentred, BackwardPart>,
+                        {plan.blocks, BackwardPart::kThreads, plan.shared_bytes, stream}, params,
+                        plan.stages, plan.parts);
 }
 
 // dx, and the groups' sums for dweight and dbias.
 template <class X, class R, class W, bool kCentred>
 void launch_backward_rows(const LayerNormBackward& params, const BackwardPlan& plan,
                           host::Stream stream) {
-  if (plan.resident) {
-    visit_tile(BackwardTiles{}, params.width, [&](auto tile) {
-      using RowTile = decltype(tile);
-      host::launch(
-          "layer_norm_backward_tile", layer_norm_backward_tile_kernel<X, R, W, kCentred, RowTile>,
-          {plan.blocks, RowTile::kThreads, plan.shared_bytes, stream}, params, plan.stages);
-    });
-  } else if (row_chunk(params) == 1) {
-    launch_backward_loop<X, R, W, kCentred, 1>(params, plan, stream);
-  } else {
-    launch_backward_loop<X, R, W, kCentred, RowTypes<X, R>::kChunk>(params, plan, stream);
+  switch (plan.kernel) {
+    case BackwardPlan::Kernel::kTile:
+      visit_tile(BackwardTiles{}, params.width, [&](auto tile) {
+        using RowTile = decltype(tile);
+        host::launch(
+            "layer_norm_backward_tile", layer_norm_backward_tile_kernel<X, R, W, kCentred, RowTile>,
+            {plan.blocks, RowTile::kThreads, plan.shared_bytes, stream}, params, plan.stages);
+      });
+      return;
+    case BackwardPlan::Kernel::kParts:
+      return launch_backward_parts<X, R, W, kCentred>(params, plan, stream);
+    case BackwardPlan::Kernel::kLoop:
+      return launch_backward_loop<X, R, W, kCentred>(params, plan, stream);
   }
 }
 

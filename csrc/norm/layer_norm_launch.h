@@ -6,11 +6,6 @@
 #include "host/stream.h"
 #include "norm/layer_norm.h"
 
-namespace llmjp::device {
-struct float16;
-struct bfloat16;
-}  // namespace llmjp::device
-
 namespace llmjp::norm {
 
 template <class X, class R, class W>

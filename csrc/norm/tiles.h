@@ -2,10 +2,11 @@
 // torch-free: the bindings' workspace and the launchers ask the same functions.
 //
 // A row that fits is held whole: by one warp up to 1,024 elements (no barrier, four rows a block),
-// by 4 to 32 warps above. 8 to 32 elements a thread keep one to eight 16-byte loads in flight
-// before the first reduction needs them, which at half occupancy is 32 to 64 KB a multiprocessor:
-// more than latency × bandwidth asks (A100: 2.0 TB/s × 0.6 µs / 108 = 11 KB). The steps of 8
-// elements leave at most a third of a block's lanes without a column.
+// by 4 to 32 warps above, by a whole multiprocessor or several blocks where it is wider yet. 8 to
+// 32 elements a thread keep one to eight 16-byte loads in flight before the first reduction needs
+// them, which at half occupancy is 32 to 64 KB a multiprocessor: more than latency × bandwidth asks
+// (A100: 2.0 TB/s × 0.6 µs / 108 = 11 KB). The steps of 8 elements leave at most a third of a
+// block's lanes without a column.
 #pragma once
 
 #include <algorithm>
@@ -37,13 +38,24 @@ using ForwardTiles =
 using BackwardTiles = TileList<Tile<1, 8>, Tile<1, 16>, Tile<1, 32>, Tile<4, 16>, Tile<4, 24>,
                                Tile<4, 32>, Tile<8, 24>, Tile<8, 32>, Tile<16, 24>, Tile<16, 32>>;
 
+// Rows that are wider are held by one block. Of a thread's 128 registers 64 keep 16 chunks of 16
+// bytes, all that the kernel itself leaves: 128 KB, a row of 65,536 16-bit elements. Shared memory
+// keeps as much of an fp32 row, where there are 128 KB of it (sm_80: 163, sm_90: 227).
+constexpr int kWideThreads = 512;
+constexpr int kWideChunks = 16;
+
+// Backward shares a row that is wider among blocks, which hold this much of it each: two sums a
+// column in 48 of 128 registers, so that two blocks share a multiprocessor and one computes while
+// the other waits for sums. 32 elements a thread would leave too few registers for that.
+using BackwardPart = Tile<8, 24>;
+
 // Calls visit(tile) with the first tile that a row of `width` fits in; false if none does.
 template <class... Tiles, class Visit>
 bool visit_tile(TileList<Tiles...>, int64_t width, Visit visit) {
   return ((width <= Tiles::kWidth && (visit(Tiles{}), true)) || ...);
 }
 
-// Threads of the kernels that loop over a row instead of holding it.
+// Threads of the kernels that loop over a row instead of holding it: one that is not aligned.
 constexpr int kLoopThreads = 256;
 
 // Blocks that share a multiprocessor's 65,536 registers when a thread has this many. The numbers
@@ -58,55 +70,13 @@ constexpr int kForwardBlocks =
 
 // Four rows of 1,024 a block leave room in shared memory for three blocks at most where a row is
 // fp32, which may take the registers that a fourth would have.
-template <class AnyTile>
-constexpr int kBackwardBlocks = blocks_by_registers(AnyTile::kElements <= 8     ? 64
-                                                    : AnyTile::kElements <= 16  ? 80
-                                                    : AnyTile::kWarpsPerRow > 1 ? 128
-                                                                                : 168,
-                                                    AnyTile::kThreads);
-
-struct BackwardPlan {
-  bool resident;  // the tile kernel; else the looping pair
-  int stages;     // cp.async buffers of the tile kernel: 2, or 1 where shared memory is short
-  int64_t shared_bytes;  // of one block
-  int64_t blocks;
-  int64_t groups;        // partial sums per column: rows of the workspace
-  int64_t column_tiles;  // of the looping column kernel
-};
-
-// The looping column kernel: one warp takes 32 · chunk columns, and `groups` warps share the rows
-// of each.
-inline BackwardPlan looping_backward_plan(int64_t rows, int64_t width, int chunk,
-                                          int multiprocessors) {
-  constexpr int kWarps = kLoopThreads / 32;
-  BackwardPlan plan{};
-  plan.column_tiles = (width + 32 * chunk - 1) / (32 * chunk);
-  const int64_t wanted = std::max<int64_t>(1, 4 * multiprocessors / plan.column_tiles);
-  const int64_t slabs = std::min(wanted, (rows + kWarps - 1) / kWarps);
-  plan.blocks = plan.column_tiles * slabs;
-  plan.groups = slabs * kWarps;
-  return plan;
+constexpr int backward_registers(int warps_per_row, int elements) {
+  if (elements <= 8) return 64;
+  if (elements <= 16) return warps_per_row > 1 ? 80 : 96;
+  return warps_per_row > 1 ? 128 : 168;
 }
-
 template <class AnyTile>
-BackwardPlan tile_backward_plan(int64_t rows, int64_t bytes_per_element, int multiprocessors,
-                                int64_t shared_per_block, int64_t shared_per_multiprocessor) {
-  constexpr int64_t kScratchBytes =
-      2 * 2 * sizeof(float) * AnyTile::kWarpsPerRow;  // block_sum, twice
-  constexpr int64_t kScratch = (kScratchBytes + 15) / 16 * 16;
-  constexpr int64_t kReserved = 1024;  // a block's shared memory that CUDA keeps for itself
-  const int64_t stage = AnyTile::kWidth * AnyTile::kRowsPerBlock * bytes_per_element;
-  BackwardPlan plan{};
-  plan.stages = kScratch + 2 * stage <= shared_per_block ? 2 : 1;
-  plan.shared_bytes = kScratch + plan.stages * stage;
-  plan.resident = plan.shared_bytes <= shared_per_block;
-  const int64_t by_shared =
-      std::max<int64_t>(1, shared_per_multiprocessor / (plan.shared_bytes + kReserved));
-  const int64_t per_multiprocessor = std::min<int64_t>(kBackwardBlocks<AnyTile>, by_shared);
-  const int64_t blocks_for_rows = (rows + AnyTile::kRowsPerBlock - 1) / AnyTile::kRowsPerBlock;
-  plan.blocks = std::min(multiprocessors * per_multiprocessor, blocks_for_rows);
-  plan.groups = plan.blocks * AnyTile::kRowsPerBlock;
-  return plan;
-}
+constexpr int kBackwardBlocks = blocks_by_registers(
+    backward_registers(AnyTile::kWarpsPerRow, AnyTile::kElements), AnyTile::kThreads);
 
 }  // namespace llmjp::norm

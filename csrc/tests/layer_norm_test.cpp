@@ -2,6 +2,7 @@
 // finds any access beyond, and with every output poisoned, so that one left unwritten shows. Values
 // are checked against the formulas in double.
 #include <cmath>
+#include <cstdlib>
 #include <random>
 #include <string>
 #include <vector>
@@ -126,8 +127,15 @@ void check_layer_norm(int64_t rows, int64_t width, bool aligned, bool with_resid
   }
 }
 
-// One width for every tile of forward and backward, the looping kernels beyond, and rows that fill
-// no vector.
+// As many multiprocessors as blocks that share rows need to run at once.
+class ManyMultiprocessors {
+ public:
+  ManyMultiprocessors() { setenv("LLMJP_SIMT_MULTIPROCESSORS", "12", 1); }
+  ~ManyMultiprocessors() { unsetenv("LLMJP_SIMT_MULTIPROCESSORS"); }
+};
+
+// One width for every tile of forward and backward, the wide kernels beyond, and rows that fill no
+// vector.
 TEST(layer_norm_float32_stays_in_bounds_for_every_tile) {
   for (int64_t width : {1, 4, 256, 260, 1000, 1024, 2048, 2500, 4096, 6144, 8192, 12288}) {
     check_layer_norm<float, float, float>(5, width, true, width % 8 == 0, 2e-5);
@@ -158,6 +166,27 @@ TEST(layer_norm_walks_over_more_rows_than_groups) {
   check_layer_norm<float, float, float>(150, 64, true, true, 2e-5);
   check_layer_norm<device::bfloat16, device::bfloat16, float>(33, 2048, true, true, 2e-2);
   check_layer_norm<device::float16, device::float16, device::float16>(67, 33, true, false, 1e-2);
+}
+
+// Held in registers alone, with shared memory, and partly read again; backward shared among five to
+// eleven blocks, whose last has less than the others or not.
+TEST(layer_norm_of_wide_rows_stays_in_bounds) {
+  const ManyMultiprocessors many;
+  check_layer_norm<device::bfloat16, device::bfloat16, float>(3, 24584, true, false, 2e-2);
+  check_layer_norm<device::bfloat16, device::bfloat16, float>(1, 65544, true, true, 2e-2, false);
+  check_layer_norm<float, float, float>(2, 65536, true, false, 4e-5);
+  check_layer_norm<device::bfloat16, float, float>(1, 65536, true, true, 3e-2, true, 0.2f);
+}
+
+// Of one shared row's sums a block must not take those of the row before or after.
+TEST(layer_norm_of_many_wide_rows_keeps_rows_apart) {
+  const ManyMultiprocessors many;
+  check_layer_norm<device::float16, device::float16, device::float16>(40, 16400, true, false, 1e-2);
+}
+
+TEST(layer_norm_of_wide_rows_loops_where_blocks_cannot_share_them) {
+  check_layer_norm<float, float, float>(3, 65536, true, true, 4e-5);
+  check_layer_norm<device::bfloat16, device::bfloat16, float>(2, 65535, false, true, 2e-2);
 }
 
 TEST(layer_norm_with_dropout_stays_in_bounds) {

@@ -15,6 +15,10 @@ from llmjp_ext.ops._support import FLOAT_NAMES, FLOATS, distinct, needs_grad, wi
 # parallel regions, which cost where other processes want the cores.
 _ELEMENTS_OF_CHUNK = 1 << 24
 
+# Of the tanh approximation the derivative is 0 or 1 from here on; aten's has infinity times 0 where
+# the square of its argument overflows.
+_TANH_BOUND = 100.0
+
 
 def bias_gelu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "none") -> Tensor:
     """GELU(x + bias), the sum and the function in float32.
@@ -122,7 +126,8 @@ def _torch_bwd(
     dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str
 ) -> tuple[Tensor, Tensor]:
     if bias is None:
-        dx = torch.ops.aten.gelu_backward(dy.to(x.dtype), x, approximate=approximate)
+        u = x.clamp(-_TANH_BOUND, _TANH_BOUND) if approximate == "tanh" else x
+        dx = torch.ops.aten.gelu_backward(dy.to(x.dtype), u, approximate=approximate)
         return dx.contiguous(), x.new_empty(0)
     dx = x.new_empty(x.shape)
     bias32 = bias.float()
@@ -134,6 +139,8 @@ def _torch_bwd(
         elif u is None or u.shape != x_rows.shape:
             u = torch.empty_like(x_rows, dtype=torch.float32)
         torch.add(x_rows, bias32, out=u)
+        if approximate == "tanh":
+            u.clamp_(-_TANH_BOUND, _TANH_BOUND)
         torch.ops.aten.gelu_backward(dy_rows.float(), u, approximate=approximate, grad_input=u)
         dbias += u.sum(0)
         if u is not dx_rows:

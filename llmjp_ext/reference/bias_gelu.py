@@ -13,5 +13,8 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "none
     """
     u = x if bias is None else x + bias
     if approximate == "tanh":
-        return u / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u**3)))
+        # tanh is ±1 long before its argument, or the derivative of that, overflows.
+        bounded = u.clamp(-100, 100)
+        z = math.sqrt(2 / math.pi) * (bounded + 0.044715 * bounded**3)
+        return u / 2 * (1 + torch.tanh(z))
     return u / 2 * (1 + torch.erf(u / math.sqrt(2)))
