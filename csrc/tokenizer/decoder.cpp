@@ -159,20 +159,26 @@ template <class Id>
 void Decoder::decode_batch(const Id* ids, const int64_t* offsets, size_t count, bool skip_special,
                            size_t num_threads,
                            const std::function<void(const DecodedTexts&)>& take) const {
-  constexpr int64_t kPerSequence = 16;     // what a sequence costs by itself, in ids
-  constexpr int64_t kLeastPart = 1 << 13;  // worth handing over
+  constexpr int64_t kPerSequence = 16;  // what a sequence costs by itself, in ids
+  constexpr int64_t kWorthThreads = 1 << 13;
+  constexpr int64_t kLeastPart = 1 << 10;
   constexpr int64_t kLargestPart = 1 << 16;
   const auto cost = [&](size_t i) { return offsets[i + 1] - offsets[i] + kPerSequence; };
-  int64_t total = 0;
-  for (size_t i = 0; i < count; ++i) total += cost(i);
+  int64_t left = 0;
+  for (size_t i = 0; i < count; ++i) left += cost(i);
+  if (left < kWorthThreads) num_threads = 1;
   const auto threads = static_cast<int64_t>(std::clamp<size_t>(num_threads, 1, count + 1));
-  const int64_t size = std::clamp(total / (8 * threads), kLeastPart, kLargestPart);
+  // A share of what is left: no thread is left with a long tail.
+  const auto part_size = [&] { return std::clamp(left / (8 * threads), kLeastPart, kLargestPart); };
   std::vector<size_t> parts{0};  // where each begins
+  int64_t size = part_size();
   int64_t held = 0;
   for (size_t i = 0; i < count; ++i) {
     held += cost(i);
+    left -= cost(i);
     if (held < size && i + 1 < count) continue;
     parts.push_back(i + 1);
+    size = part_size();
     held = 0;
   }
   const auto decode_part = [&](size_t, size_t part, DecodedTexts& out) {
