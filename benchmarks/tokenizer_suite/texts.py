@@ -34,6 +34,7 @@ LINES_PER_DOCUMENT = 60  # of JGLUE's sentences: about 4.5 kB
 # difference between pieces, its ids become others, and it could not be compared.
 DOCUMENT_CHARACTERS = 20_000
 PROMPT_CHARACTERS = 20
+DRAWN_CHARACTERS = 1500  # of a document, about 4 kB
 # Characters whose runs LLM-jp's pieces cut in several ways of equal score, and some others.
 REPEATED = "ーあ=-a_*#.ｗ笑!。々█0"
 
@@ -120,11 +121,40 @@ def alternate(texts: Iterable[str]) -> Halves:
     return halves
 
 
+def drawn_documents(japanese: list[str], megabytes: float) -> list[str]:
+    """More Japanese text than there is: each character is drawn from those that follow the two
+    before it in real text. It has new words about as often as real text: as many bytes an id.
+    """
+    text = "\n".join(japanese) + "\n"
+    context = start = text[:2]
+    following: dict[str, list[str]] = {}
+    for i in range(len(text) - 2):
+        following.setdefault(text[i : i + 2], []).append(text[i + 2])
+    draw = random.Random(0).random
+    documents, left = [], megabytes * 1e6
+    while left > 0:
+        characters = []
+        for _ in range(DRAWN_CHARACTERS):
+            choices = following.get(context) or following[start]
+            characters.append(choices[int(draw() * len(choices))])
+            context = context[1] + characters[-1]
+        documents.append("".join(characters))
+        left -= len(documents[-1].encode())
+    return documents
+
+
 @functools.cache
-def code_documents() -> Halves:
-    """Modules of Python's standard library, in parts of bounded length."""
+def code_documents(everywhere: bool = False) -> Halves:
+    """Modules of Python's standard library, in parts of bounded length.
+
+    Args:
+        everywhere: also those of its packages and tests, ten times as much.
+    """
     texts = []
-    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+    library = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(library.rglob("*.py") if everywhere else library.glob("*.py")):
+        if "site-packages" in path.parts:
+            continue
         try:
             texts.append(path.read_text(encoding="utf-8"))
         except UnicodeDecodeError:

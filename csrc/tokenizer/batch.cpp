@@ -43,19 +43,12 @@ class Tokenizer::LongText {
   // True if the text is complete.
   bool append(const Text& text, const Chunk& chunk, const ChunkIds<Id>& found) {
     if (chunk.begin == 0) {
-      begin_ = out_.size();
       joiner_.emplace(tokenizer_.model_, tokenizer_.rules_);
-      exact_ = true;
       add_tokens(true);
     }
-    exact_ = exact_ && joiner_->append(chunk, found, workspace_.sequential, out_);
+    joiner_->append(text, chunk, found, workspace_.sequential, workspace_.units, out_);
     if (chunk.end < text.size) return false;
-    if (exact_) {
-      add_tokens(false);
-    } else {  // beyond what units can do: in one go; the ids that are there already come again
-      out_.truncate(begin_);
-      tokenizer_.encode_whole(text, nullptr, options_, workspace_, out_);
-    }
+    add_tokens(false);
     return true;
   }
 
@@ -77,9 +70,7 @@ class Tokenizer::LongText {
   const EncodeOptions& options_;
   Workspace& workspace_;
   IdBuffer<Id>& out_;
-  size_t begin_ = 0;
-  std::optional<ChunkJoiner<Id>> joiner_;
-  bool exact_ = true;
+  std::optional<ChunkJoiner<Id>> joiner_;  // of the text that is being joined
 };
 
 namespace {

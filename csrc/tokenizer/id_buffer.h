@@ -47,8 +47,6 @@ class IdBuffer {
   Id& operator[](size_t i) { return data_[i]; }
   Id operator[](size_t i) const { return data_[i]; }
   void clear() { size_ = 0; }
-  // Drops what comes after the first `size` ids.
-  void truncate(size_t size) { size_ = size; }
 
   // Where the next ids go; at least `count` of them fit. commit() says how many were written.
   Id* reserve(size_t count) {

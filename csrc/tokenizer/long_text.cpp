@@ -115,19 +115,46 @@ void ChunkJoiner<Id>::fold(const IdBuffer<Id>& ids) {
   path_ = {sum, ids.size()};
 }
 
+// Whether a chunk within a segment ends before its sum may have grown so large that a search by
+// units is not exact any more.
 template <class Id>
-bool ChunkJoiner<Id>::append(const Chunk& chunk, const ChunkIds<Id>& found,
-                             SequentialSearch& sequential, IdBuffer<Id>& out) {
+bool ChunkJoiner<Id>::within_limit(const Chunk& chunk, const IdBuffer<Id>& out) {
+  const auto characters = static_cast<double>(chunk.end - chunk.begin);
+  const auto within = [&] {
+    const auto more = static_cast<double>(out.size() - path_.summed) + characters;
+    return std::abs(path_.sum) + more * rules_.largest_score() < rules_.sum_limit();
+  };
+  if (within()) return true;
+  fold(out);
+  return within();
+}
+
+// A chunk beyond that limit: the plain search goes on with the sum to the segment's end.
+template <class Id>
+void ChunkJoiner<Id>::search_plainly(const Text& text, const Chunk& chunk,
+                                     SequentialSearch& sequential, UnitSearch& units,
+                                     IdBuffer<Id>& out) {
+  AddedTokens::Match match;
+  const bool ends = with_characters(text, [&](const auto* characters) {
+    const bool found = model_.raw_tokens.find(characters, chunk.begin, chunk.end, match);
+    const size_t length = (found ? match.begin : chunk.end) - chunk.begin;
+    path_.sum = sequential.run(characters + chunk.begin, length, false, path_.sum, out);
+    path_.summed = out.size();
+    return found;
+  });
+  if (!ends) return;
+  out.push(match.id);
+  const Chunk rest{match.end, chunk.end, false};
+  ChunkIds<Id> found;
+  search_chunk(text, rest, model_, units, found);
+  append(text, rest, found, sequential, units, out);
+}
+
+template <class Id>
+void ChunkJoiner<Id>::append(const Text& text, const Chunk& chunk, const ChunkIds<Id>& found,
+                             SequentialSearch& sequential, UnitSearch& units, IdBuffer<Id>& out) {
   if (chunk.inside) {
-    const auto characters = static_cast<double>(chunk.end - chunk.begin);
-    const auto within_limit = [&] {
-      const auto more = static_cast<double>(out.size() - path_.summed) + characters;
-      return std::abs(path_.sum) + more * rules_.largest_score() < rules_.sum_limit();
-    };
-    if (!within_limit()) {
-      fold(out);
-      if (!within_limit()) return false;
-    }
+    if (!within_limit(chunk, out)) return search_plainly(text, chunk, sequential, units, out);
     size_t taken = 0;
     const char32_t* open = found.open.characters.data();
     for (const OpenStretches::Stretch& stretch : found.open.stretches) {
@@ -139,12 +166,11 @@ bool ChunkJoiner<Id>::append(const Chunk& chunk, const ChunkIds<Id>& found,
       open += stretch.length;
     }
     out.append(found.ids.data() + taken, found.ids.size() - taken);
-    if (found.all_inside) return true;
+    if (found.all_inside) return;
   } else {
     out.append(found.ids.data(), found.ids.size());
   }
   path_ = {found.end.sum, out.size() - found.ids.size() + found.end.summed};
-  return true;
 }
 
 template void search_chunk(const Text&, const Chunk&, const Model&, UnitSearch&,

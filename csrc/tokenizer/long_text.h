@@ -65,12 +65,14 @@ class ChunkJoiner {
  public:
   ChunkJoiner(const Model& model, const UnitRules& rules);
 
-  // Appends a chunk's ids. False, and nothing is appended, if a segment's sum may have grown so
-  // large that a search by units is not exact any more.
-  bool append(const Chunk& chunk, const ChunkIds<Id>& found, SequentialSearch& sequential,
-              IdBuffer<Id>& out);
+  // Appends a chunk's ids.
+  void append(const Text& text, const Chunk& chunk, const ChunkIds<Id>& found,
+              SequentialSearch& sequential, UnitSearch& units, IdBuffer<Id>& out);
 
  private:
+  bool within_limit(const Chunk& chunk, const IdBuffer<Id>& out);
+  void search_plainly(const Text& text, const Chunk& chunk, SequentialSearch& sequential,
+                      UnitSearch& units, IdBuffer<Id>& out);
   void fold(const IdBuffer<Id>& ids);
   double score(Id id) const;
 
