@@ -119,7 +119,9 @@ def plain_data(searches: Searches) -> bytes:
 
 
 def test_sums_beyond_the_exact_range() -> None:
-    """A segment whose sum grows so large that chunks are given up for one search of all of it."""
+    """A segment whose sum grows so large that the plain search goes on with it, chunk by chunk, up to
+    a special token, behind which all is as before.
+    """
     data = model_file("trained").read_bytes()
     plain = _tokenizer.Tokenizer(data, "json", units=False)
     ordinary = _tokenizer.Tokenizer(data, "json")
@@ -129,8 +131,9 @@ def test_sums_beyond_the_exact_range() -> None:
         for _ in range(4000)
     ]
     text = "".join(pieces) * 400
-    want, _ = plain.encode_ragged([text, "日本"], True, False, 1)
-    got, _ = ordinary.encode_ragged([text, "日本"], True, False, 2)
+    texts = [f"{text}{SPECIAL}{text[:99_999]}{SPECIAL}", "日本"]
+    want, _ = plain.encode_ragged(texts, True, False, 1)
+    got, _ = ordinary.encode_ragged(texts, True, False, 2)
     assert np.array_equal(got, want), "seed 0"
 
 
