@@ -119,8 +119,8 @@ def plain_data(searches: Searches) -> bytes:
 
 
 def test_sums_beyond_the_exact_range() -> None:
-    """A segment whose sum grows so large that the plain search goes on with it, chunk by chunk, up to
-    a special token, behind which all is as before.
+    """A segment whose sum grows so large that the plain search goes on with it, chunk by chunk, up
+    to a special token, behind which all is as before.
     """
     data = model_file("trained").read_bytes()
     plain = _tokenizer.Tokenizer(data, "json", units=False)
