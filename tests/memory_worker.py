@@ -76,7 +76,7 @@ def measure(stage: int, dtype: str, recompute: bool, processes: Processes) -> di
             deepspeed_config=str(file),
         )
         batches = engines.Batches.of(settings, 1)
-        ds_config = engines.deepspeed_config(settings, batches, dtype, processes.device)
+        ds_config = engines.deepspeed_config(settings, batches, dtype)
     before = living()
     engine = engines.build_engine(settings, CONFIG, ds_config, processes, None)
     parameters = {p.untyped_storage().data_ptr() for p in engine.module.parameters()}

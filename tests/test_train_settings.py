@@ -160,7 +160,7 @@ def merged(tmp_path: Path, content: Any) -> dict[str, Any]:
     file = tmp_path / "ds.json"
     file.write_text(json.dumps(content))
     chosen = settings(deepspeed_config=str(file), zero_stage=2)
-    return deepspeed_config(chosen, Batches.of(chosen, 2), "bf16", CPU)
+    return deepspeed_config(chosen, Batches.of(chosen, 2), "bf16")
 
 
 def test_deepspeed_file_is_merged(tmp_path: Path) -> None:
@@ -181,6 +181,7 @@ def test_deepspeed_file_is_merged(tmp_path: Path) -> None:
     assert result["bf16"] == {"enabled": True} and result["wall_clock_breakdown"] is True
     assert result["optimizer"]["type"] == "AdamW" and result["optimizer"]["params"]["lr"] == 2e-4
     assert result["optimizer"]["params"]["torch_adam"] is True
+    assert result["optimizer"]["params"]["fused"] is True, "on the CPU too"
 
 
 @pytest.mark.parametrize(

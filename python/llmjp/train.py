@@ -116,9 +116,7 @@ def train(settings: TrainSettings, processes: "Processes") -> int:
     if settings.epochs is not None:
         steps = max(1, round(settings.epochs * data.samples / batches.size))
         settings = dataclasses.replace(settings, steps=steps)
-    ds_config = processes.together(
-        lambda: engine.deepspeed_config(settings, batches, dtype, processes.device)
-    )
+    ds_config = processes.together(lambda: engine.deepspeed_config(settings, batches, dtype))
     record = describe(settings, config, data, dtype, processes.world)
 
     lock = processes.first_alone(lambda: _own(Path(settings.output)))

@@ -71,9 +71,7 @@ def number_format(settings: TrainSettings, device: torch.device) -> str:
     return dtype
 
 
-def deepspeed_config(
-    settings: TrainSettings, batches: Batches, dtype: str, device: torch.device
-) -> dict[str, Any]:
+def deepspeed_config(settings: TrainSettings, batches: Batches, dtype: str) -> dict[str, Any]:
     """DeepSpeed's configuration: ours with the user's file merged in.
 
     Raises:
@@ -92,9 +90,10 @@ def deepspeed_config(
                 "betas": [settings.beta1, settings.beta2],
                 "eps": settings.epsilon,
                 "weight_decay": settings.weight_decay,
-                # DeepSpeed's own Adam is compiled on the spot; torch's is there already.
+                # DeepSpeed's own Adam is compiled on the spot; torch's is there already. Fused it
+                # reads and writes everything once, on the CPU too.
                 "torch_adam": True,
-                **({"fused": True} if device.type == "cuda" else {}),
+                "fused": True,
             },
         },
         "steps_per_print": None,

@@ -20,8 +20,7 @@ def predicted(
         UserError: the batch does not divide, or the DeepSpeed file contradicts a setting.
     """
     batches = engine.Batches.of(settings, processes)
-    device = torch.device("cpu" if dtype == "fp32" else "cuda")
-    zero = engine.deepspeed_config(settings, batches, dtype, device)["zero_optimization"]
+    zero = engine.deepspeed_config(settings, batches, dtype)["zero_optimization"]
     return predict(
         config,
         zero,
