@@ -110,8 +110,8 @@ def start(folder: Path, arguments: list[Any]) -> subprocess.Popen[str]:
 
 
 def metrics(output: Path) -> list[dict[str, Any]]:
-    """The entries of a run's metrics.jsonl without what depends on the clock."""
-    clock = ("tokens_per_second", "teraflops_per_device")
+    """The entries of a run's metrics.jsonl without what depends on clock and machine."""
+    clock = ("tokens_per_second", "teraflops_per_device", "mfu", "memory_gib")
     lines = (output / "metrics.jsonl").read_text().splitlines()
     return [
         {name: value for name, value in json.loads(line).items() if name not in clock}

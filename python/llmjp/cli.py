@@ -18,6 +18,7 @@ COMMANDS = {
     "tokenizer-train": ("llmjp.tokenizer_training", "trains a tokenizer on text files"),
     "tokenize": ("llmjp.data.tokenize_command", "turns text into token files for training"),
     "train": ("llmjp.train", "trains a model from token files"),
+    "plot": ("llmjp.plot", "draws the loss curves of training runs"),
     "generate": ("llmjp.generate", "continues a prompt with a trained model"),
 }
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it

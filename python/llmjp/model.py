@@ -99,11 +99,15 @@ class Projection(nn.Module):
 class GeluProjection(Projection):
     """y = GELU(x @ weight + bias), with as few passes over y as the device allows."""
 
+    kernels = True
+
     def __init__(self, inputs: int, outputs: int, std: float, gelu: str) -> None:
         super().__init__(inputs, outputs, std)
         self.gelu = gelu
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.kernels:
+            return F.gelu(super().forward(x), approximate=self.gelu)
         if (
             x.device.type == "cpu"
         ):  # there the product takes the bias along without a pass of its own
@@ -113,6 +117,8 @@ class GeluProjection(Projection):
 
 class Attention(nn.Module):
     """Causal self-attention over [batch, tokens, n_embd]."""
+
+    kernels = True
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -126,7 +132,12 @@ class Attention(nn.Module):
         q, k, v = self.c_attn(x).unflatten(-1, (3, self.n_head, -1)).unbind(-3)
         if cache is None:
             dropout = self.dropout if self.training else 0.0
-            y = attention(q, k, v, causal=True, dropout_p=dropout)
+            if self.kernels:
+                y = attention(q, k, v, causal=True, dropout_p=dropout)
+            else:
+                q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+                y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+                y = y.transpose(1, 2)
         else:
             y = attention_decode(
                 q, cache.keys[layer], cache.values[layer], cache.lengths, k_new=k, v_new=v
@@ -147,9 +158,23 @@ class FeedForward(nn.Module):
         return self.c_proj(self.c_fc(x))
 
 
-def residual_norm(config: ModelConfig) -> LayerNorm:
+class ResidualNorm(LayerNorm):
     """A norm that in training drops of what it adds to the residual stream."""
-    return LayerNorm(config.n_embd, config.layer_norm_epsilon, dropout_p=config.resid_pdrop)
+
+    kernels = True
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config.n_embd, config.layer_norm_epsilon, dropout_p=config.resid_pdrop)
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, residual: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        if self.kernels:
+            return super().forward(x, residual)
+        if residual is not None:
+            x = F.dropout(x, self.dropout_p, self.training) + residual
+        y = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        return y if residual is None else (y, x)
 
 
 class Block(nn.Module):
@@ -163,9 +188,9 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.ln_1 = residual_norm(config)
+        self.ln_1 = ResidualNorm(config)
         self.attn = Attention(config)
-        self.ln_2 = residual_norm(config)
+        self.ln_2 = ResidualNorm(config)
         self.mlp = FeedForward(config)
 
     def forward(
@@ -187,7 +212,7 @@ class Transformer(nn.Module):
         self.wte = Embedding(config.vocab_size, config.n_embd, config.initializer_range)
         self.wpe = Embedding(config.n_positions, config.n_embd, config.initializer_range)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.ln_f = residual_norm(config)
+        self.ln_f = ResidualNorm(config)
         self.dropout = config.embd_pdrop
         self.checkpoint_activations = False
 
@@ -213,6 +238,8 @@ class Head(nn.Module):
     The loss is made here because ZeRO-3 gathers the weight for this module's forward.
     """
 
+    kernels = True
+
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.weight = weight
@@ -220,6 +247,9 @@ class Head(nn.Module):
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         if labels is None:
             return F.linear(x, self.weight)
+        if not self.kernels:
+            logits = F.linear(x, self.weight).flatten(0, -2)
+            return F.cross_entropy(logits.float(), labels.flatten())
         return linear_cross_entropy(x, self.weight, labels)
 
 
@@ -235,6 +265,12 @@ class GPT(nn.Module):
     def checkpoint_activations(self, enabled: bool = True) -> None:
         """Whether training recomputes each block's inside instead of keeping it in memory."""
         self.transformer.checkpoint_activations = enabled
+
+    def use_kernels(self, enabled: bool = True) -> None:
+        """Whether training runs the ops of llmjp_ext, or plain PyTorch for comparison."""
+        for module in self.modules():
+            if hasattr(module, "kernels"):
+                module.kernels = enabled  # type: ignore[assignment]
 
     def tie_weights(self) -> None:
         """Makes the output layer share the token embedding again, after either was replaced."""

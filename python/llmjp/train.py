@@ -43,7 +43,8 @@ _FREE = {
     ),
     *("save_interval", "keep_last", "save_hf_every", "log_interval", "valid_interval"),
     *("valid_samples", "micro_batch", "recompute", "deepspeed_config", "decay_steps", "dtype"),
-    *("gpus", "gpu_memory", "dry_run", "init_std"),
+    *("gpus", "gpu_memory", "dry_run", "init_std", "peak_tflops", "tensorboard", "wandb"),
+    *("kernels", "max_skipped", "spike"),
     *settings_module.IN_TOKENS,
 }
 # What no checkpoint can be continued under in another way.
@@ -95,6 +96,7 @@ def train(settings: TrainSettings, processes: "Processes") -> int:
         UserError: settings, data, checkpoint or model do not fit each other or cannot be read.
     """
     from llmjp.training import checkpoints, engine
+    from llmjp.training.guard import LossGuard
     from llmjp.training.trainer import Trainer
 
     if settings.gpus not in (None, processes.world):
@@ -124,10 +126,11 @@ def train(settings: TrainSettings, processes: "Processes") -> int:
     start = processes.together(lambda: find_start(settings, folder, record))
     source = None if start is not None else source
     ds_engine = engine.build_engine(settings, config, ds_config, processes, source)
-    done = 0
+    before: dict[str, Any] = {"step": 0}
     if start is not None:
         processes.together(lambda: checkpoints.load(ds_engine, start))
-        done = checkpoints.read_record(start)["step"]
+        before = checkpoints.read_record(start)
+    guard = LossGuard(settings.spike, settings.max_skipped, before.get("guard", ((), 0)))
     if processes.first:
         report(settings, config, data, valid, batches, dtype, processes, start)
     trainer = Trainer(
@@ -140,8 +143,9 @@ def train(settings: TrainSettings, processes: "Processes") -> int:
         valid,
         folder,
         record,
-        done,
+        before["step"],
         tokenizer,
+        guard,
     )
     finished = trainer.run()
     engine.close_engine(ds_engine)
@@ -155,7 +159,7 @@ def train(settings: TrainSettings, processes: "Processes") -> int:
                 f"stopped after step {trainer.done}, which is saved; the same command continues",
                 flush=True,
             )
-    return 0 if finished else INTERRUPTED
+    return INTERRUPTED if trainer.interrupted and not finished else 0
 
 
 def _check_vocabulary(data: "Course", valid: "list[Validation]", config: "ModelConfig") -> None:
@@ -306,7 +310,7 @@ def report(
     """Prints what is about to happen, in a few lines."""
     import torch
 
-    from llmjp.training.progress import kernels, versions
+    from llmjp.training.progress import kernels, slow_paths, versions
 
     device = processes.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
@@ -333,11 +337,15 @@ def report(
             f"{batches.accumulation} accumulated = {tokens:,} tokens a step; "
             f"{settings.steps:,} steps = {settings.steps * tokens:,} tokens = {epochs:.2f} epochs",
         ),
-        ("kernels", "; ".join(kernels(device))),
+        ("kernels", "; ".join(kernels(device, settings.kernels == "on"))),
         ("start", "from the beginning" if start is None else f"from {start}"),
     ]
     for title, text in lines:
         print(f"{title:<12}{text}", flush=True)
+    slow = slow_paths(device, settings.kernels == "on")
+    if slow:
+        bar = "!" * 72
+        print(f"{bar}\nWARNING: not at full speed: {slow}\n{bar}", flush=True)
 
 
 def _validation(settings: TrainSettings, valid: "list[Validation]") -> str:

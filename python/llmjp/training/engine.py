@@ -220,6 +220,7 @@ def build_engine(
     else:
         model = GPT(config) if source is None else load_model(source, dtype=torch.float32)
     model.checkpoint_activations(settings.recompute)
+    model.use_kernels(settings.kernels == "on")
     try:
         engine, *_ = deepspeed.initialize(
             model=model, model_parameters=_parameter_groups(model, settings), config=ds_config

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from llmjp.errors import UserError
+from llmjp.training import launchers
 
 Result = TypeVar("Result")
 _TIMEOUT = datetime.timedelta(minutes=30)
@@ -100,7 +101,7 @@ class Processes:
 
 
 def start_processes() -> Processes:
-    """Joins the other processes that torchrun or DeepSpeed's launcher started, if any did.
+    """Joins the other processes that torchrun, DeepSpeed's launcher or srun started, if any did.
 
     Uses NCCL with one GPU a process where there is CUDA, else gloo on the CPU. Nothing is compiled.
 
@@ -161,27 +162,23 @@ def end_process(code: int) -> NoReturn:
 
 def launched_rank() -> int:
     """This process's number as the launcher gave it, 0 without one."""
-    text = os.environ.get("RANK", "0")
+    text = os.environ.get("RANK", "")
+    if not text and "SLURM_STEP_NUM_TASKS" in os.environ:
+        text = os.environ.get("SLURM_PROCID", "")
     return int(text) if text.isdigit() else 0
 
 
 def _place() -> tuple[int, int, int]:
     """Rank, world and local rank: the launcher's, or those of a process alone."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    given = {name: os.environ[name] for name in names if name in os.environ}
-    if not given:
+    launchers.translate_slurm(os.environ)
+    found = launchers.place(os.environ)
+    if found is None:
         # DeepSpeed looks at these variables too.
         os.environ.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"})
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", "0")
         return 0, 1, 0
-    missing = [name for name in names if not given.get(name, "").isdigit()]
-    if missing:
-        raise UserError(
-            f"the environment sets {', '.join(given)} but not {', '.join(missing)}: start with "
-            "torchrun or deepspeed, or with neither"
-        )
-    return int(given["RANK"]), int(given["WORLD_SIZE"]), int(given["LOCAL_RANK"])
+    return found
 
 
 def _start_deepspeed(rank: int) -> None:

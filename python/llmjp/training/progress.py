@@ -3,6 +3,7 @@
 import datetime
 import json
 import platform
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,15 @@ class Progress:
     def show(self, entry: dict[str, Any], seconds_per_step: float) -> None:
         """Tells the figures of a step."""
         norm = entry["grad_norm"]
+        loss, mfu = entry["loss"], entry["mfu"]
         parts = [
-            f"loss {entry['loss']:.4f}",
+            f"loss {'-' if loss is None else format(loss, '.4f')}",
             f"lr {entry['lr']:.2e}",
             f"grad norm {'-' if norm is None else format(norm, '.3f')}",
             f"{entry['tokens_per_second']:,.0f} tokens/s",
+            f"{entry['teraflops_per_device']:.3g} TFLOP/s",
+            *([] if mfu is None else [f"MFU {mfu:.1%}"]),
+            f"{entry['memory_gib']:.1f} GiB",
         ]
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(parts), refresh=False)
@@ -100,10 +105,55 @@ def versions() -> str:
     )
 
 
-def kernels(device: torch.device) -> list[str]:
-    """What each op of llmjp_ext runs on the device."""
+def kernels(device: torch.device, enabled: bool) -> list[str]:
+    """What each op of llmjp_ext runs on the device; plain PyTorch where they are not enabled."""
     from llmjp_ext.__main__ import report_ops
 
+    if not enabled:
+        return ["off: plain PyTorch"]
     if device.type == "cpu":
         return ["PyTorch implementations (CPU)"]
     return [f"{name}: {facts.split(';')[0]}" for name, facts in report_ops()]
+
+
+def slow_paths(device: torch.device, enabled: bool) -> str | None:
+    """What keeps training from full speed, in one line; None if nothing does."""
+    if not enabled:
+        return "kernels are off (--kernels off): attention, norms, GELU and loss are PyTorch's"
+    if device.type == "cpu":
+        return None  # there is no faster one to be had
+    used = ("attention", "layer_norm", "bias_gelu", "cross_entropy")
+    slow = [
+        line.partition(":")[0].removeprefix("op ")
+        for line in kernels(device, True)
+        if "PyTorch" in line and any(line.startswith(f"op {name}") for name in used)
+    ]
+    return (
+        f"{', '.join(slow)} run as PyTorch code: this build has no CUDA kernels" if slow else None
+    )
+
+
+# bf16 matrix products, dense, from the makers' data sheets.
+_PEAKS = {
+    "A100": 312.0,
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
+    "H100": 989.0,
+    "H200": 989.0,
+}
+
+
+def peak_tflops(device: torch.device) -> float | None:
+    """TFLOP/s of a GPU's bf16 matrix products as its maker states them; None if not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in _PEAKS.items() if part in name), None)
+
+
+def memory_in_use(device: torch.device) -> int:
+    """The most bytes that this process has had: of tensors on a GPU, of everything on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

@@ -94,6 +94,7 @@ class TrainSettings:
     zero_stage: int = _setting(1, "what ZeRO shards", (0, 1, 2, 3))
     dtype: str = _setting("auto", "number format; auto: bf16 on a GPU, fp32 on a CPU", DTYPES)
     recompute: bool = _setting(False, "recompute activations in the backward pass: less memory")
+    kernels: str = _setting("on", "the ops of llmjp_ext, or plain PyTorch instead", ("on", "off"))
     offload: str = _setting("none", "what ZeRO keeps in the CPU's memory", OFFLOAD)
     gpus: int | None = _setting(None, "processes that the run is for; none: those that are started")
     gpu_memory: float | None = _setting(
@@ -114,6 +115,15 @@ class TrainSettings:
     valid_interval: int = _setting(100, "steps between validations; 0: none")
     valid_samples: int = _setting(64, "samples of one validation")
     log_interval: int = _setting(10, "steps between progress lines")
+    peak_tflops: float | None = _setting(
+        None, "TFLOP/s of a GPU that are 100% of MFU; none: what is known of the GPU that is there"
+    )
+    tensorboard: bool = _setting(False, "write the metrics to OUTPUT/tensorboard too")
+    wandb: str | None = _setting(None, "project of Weights & Biases that gets the metrics too")
+    spike: float = _setting(
+        0.0, "a loss this many deviations above the last 100 steps' skips its update; 0: none does"
+    )
+    max_skipped: int = _setting(10, "updates skipped one after another that stop the run")
 
     def __post_init__(self) -> None:
         """Checks what can be checked without files and processes.
@@ -130,9 +140,8 @@ class TrainSettings:
             choices, value = setting.metadata["choices"], getattr(self, setting.name)
             if choices is not None and value not in choices:
                 _refuse(setting.name, value, "one of " + ", ".join(map(str, choices)))
-        for name in (
-            *("global_batch", "micro_batch", "steps", "valid_samples", "log_interval", "folds"),
-        ):
+        counts = ("global_batch", "micro_batch", "steps", "valid_samples", "log_interval", "folds")
+        for name in (*counts, "max_skipped"):
             if getattr(self, name) < 1:
                 _refuse(name, getattr(self, name), "1 or more")
         for name in ("seq_length", "decay_steps", "gpus", *IN_TOKENS):
@@ -146,7 +155,7 @@ class TrainSettings:
         if len(set(self.fold)) < len(self.fold):
             _refuse("fold", self.fold, "different numbers")
         positive = ("warmup", "save_interval", "keep_last", "save_hf_every", "valid_interval")
-        for name in (*positive, "seed", "min_lr", "weight_decay", "clip"):
+        for name in (*positive, "seed", "min_lr", "weight_decay", "clip", "spike"):
             if not getattr(self, name) >= 0:
                 _refuse(name, getattr(self, name), "0 or more")
         if not self.lr > 0 or self.min_lr > self.lr:
@@ -154,7 +163,7 @@ class TrainSettings:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 _refuse(name, getattr(self, name), "in [0, 1)")
-        for name in ("epsilon", "init_std", "gpu_memory"):
+        for name in ("epsilon", "init_std", "gpu_memory", "peak_tflops"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 _refuse(name, value, "positive")

@@ -1,5 +1,6 @@
 """The training loop: what happens in which order, and how it stops."""
 
+import contextlib
 import dataclasses
 import math
 import signal
@@ -19,24 +20,35 @@ from llmjp.data.packed import PackedDataset
 from llmjp.errors import UserError
 from llmjp.training.checkpoints import Checkpoints
 from llmjp.training.engine import Batches, gradient_norm, plain_gradient_norm, whole_weights
+from llmjp.training.guard import LossGuard, without_update
+from llmjp.training.memory import GIB
 from llmjp.training.processes import Processes
-from llmjp.training.progress import METRICS, Metrics, Progress
+from llmjp.training.progress import METRICS, Metrics, Progress, memory_in_use, peak_tflops
 from llmjp.training.schedule import learning_rate
 from llmjp.training.settings import TrainSettings
+from llmjp.training.trackers import Trackers
 
 _SECOND_SIGNAL = 2.0  # seconds; launchers pass on a Ctrl-C that the process has had already
 
 
 class StopSignal:
-    """Takes the first SIGINT or SIGTERM for a wish to stop after the step, a later for an order."""
+    """Takes the first signal for a wish to stop after the step, a later one for an order.
+
+    SIGTERM and SIGUSR1 are how schedulers say that time is up: to have saved is a success then.
+
+    Attributes:
+        wanted: whether a signal came.
+        interrupted: whether it was Ctrl-C.
+    """
 
     def __init__(self) -> None:
         self.wanted = False
+        self.interrupted = False
         self._at = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             self._previous[number] = signal.signal(number, self._receive)
         return self
 
@@ -44,12 +56,13 @@ class StopSignal:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _receive(self, _number: int, _frame: FrameType | None) -> None:
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.wanted and now - self._at > _SECOND_SIGNAL:
             raise KeyboardInterrupt
         if not self.wanted:
             self._at = now
+            self.interrupted = number == signal.SIGINT
         self.wanted = True
 
 
@@ -69,6 +82,8 @@ class Trainer:
         record: what a checkpoint's record says besides the step.
         done: optimizer steps done so far.
         tokenizer: folder of the tokenizer that goes with the model, or None.
+        guard: judges each step's loss.
+        interrupted: whether Ctrl-C ended the run, rather than a scheduler.
     """
 
     settings: TrainSettings
@@ -82,16 +97,19 @@ class Trainer:
     record: dict[str, Any]
     done: int
     tokenizer: Path | None
+    guard: LossGuard
+    interrupted: bool = False
 
     def run(self) -> bool:
         """Trains to the last step; returns whether it got there, or was asked to stop.
 
         Raises:
-            UserError: the loss is not finite, or something cannot be written.
+            UserError: updates are skipped without end, or something cannot be written.
         """
         settings = self.settings
         saved = self.done
         metrics = progress = None
+        trackers = self.processes.first_alone(lambda: Trackers(settings, self.done))
         if self.processes.first:
             metrics = Metrics(Path(settings.output) / METRICS, self.done)
             progress = Progress(self.done, settings.steps)
@@ -103,18 +121,27 @@ class Trainer:
                     started = time.perf_counter()
                     last = self.done + 1 == settings.steps
                     logged = self.done == 0 or last or (self.done + 1) % settings.log_interval == 0
-                    entry = self._step(logged)
+                    entry, skipped = self._step(logged)
+                    if skipped is not None and progress is not None:
+                        progress.say(f"step {self.done}  SKIPPED its update: {skipped}")
                     busy += time.perf_counter() - started
                     counted += 1
                     stopped = self.processes.any(stop.wanted)
+                    if stopped:
+                        self.interrupted = self.processes.any(stop.interrupted)
                     if entry is not None:
                         tokens = self.batches.size * self.data.seq_length
                         speed = tokens * counted / busy
                         flops = self.config.flops_per_token(self.data.seq_length)
                         entry["tokens_per_second"] = speed
-                        entry["teraflops_per_device"] = speed * flops / self.processes.world / 1e12
-                        if metrics is not None and progress is not None:
+                        work = speed * flops / self.processes.world / 1e12
+                        entry["teraflops_per_device"] = work
+                        peak = settings.peak_tflops or peak_tflops(self.processes.device)
+                        entry["mfu"] = None if peak is None else work / peak
+                        entry["memory_gib"] = memory_in_use(self.processes.device) / GIB
+                        if metrics is not None and progress is not None and trackers is not None:
                             metrics.add(entry)
+                            trackers.add(entry)
                             progress.show(entry, busy / counted)
                         busy, counted = 0.0, 0
                     if self.valid and _due(self.done, settings.valid_interval, last):
@@ -136,10 +163,12 @@ class Trainer:
         finally:
             if progress is not None:
                 progress.close()
+            if trackers is not None:
+                trackers.close()
         return self.done == settings.steps
 
-    def _step(self, logged: bool) -> dict[str, Any] | None:
-        """One optimizer step; its figures if they are wanted."""
+    def _step(self, logged: bool) -> tuple[dict[str, Any] | None, str | None]:
+        """One optimizer step; its figures if they are wanted, and why its update was skipped."""
         settings = self.settings
         rate = learning_rate(
             self.done,
@@ -152,37 +181,68 @@ class Trainer:
             group["lr"] = rate
         self._reseed()
         losses = []
-        norm: float | None = None
         first = self.done * self.batches.size
         for index in range(self.batches.accumulation):
             # Which samples make up a global batch does not depend on the number of processes.
             place = (index * self.processes.world + self.processes.rank) * self.batches.micro
-            loss = self.engine(*self._batch(self.data, first + place))
+            part = self.engine(*self._batch(self.data, first + place))
             # DeepSpeed divides by the number of accumulated micro-batches. All hold the same number
             # of targets, so that the mean of their means is the mean of all.
-            self.engine.backward(loss)
-            losses.append(loss.detach())
-            if logged and index + 1 == self.batches.accumulation:
-                norm = plain_gradient_norm(self.engine)  # before the step clears it
-            self.engine.step()
-        self.done += 1
-        if not logged:
-            return None
+            self.engine.backward(part)
+            losses.append(part.detach())
+            if index + 1 < self.batches.accumulation:
+                self.engine.step()  # only counts
+        norm = plain_gradient_norm(self.engine)  # before the step clears it
         loss = self.processes.mean(torch.stack(losses).mean())
-        if not math.isfinite(loss):
+        skipped = self.guard.judge(loss, norm)
+        with without_update(self.engine) if skipped else contextlib.nullcontext():
+            self._update()
+        if norm is None:
+            norm = gradient_norm(self.engine)
+        scaled = self.engine.fp16_enabled()
+        if skipped is None and not self.engine.was_step_applied():
+            scale = f"; the scale is now {self.engine.loss_scale():g}" if scaled else ""
+            skipped = f"the gradient is not finite{scale}"
+            if not scaled:
+                norm = math.nan
+        self.done += 1
+        # Dynamic scaling finds its scale by overflows, and stops by itself where there is none.
+        if self.guard.note(loss, skipped is not None and not (scaled and math.isfinite(loss))):
             last = self.checkpoints.latest()
             kept = f"the last checkpoint is {last}" if last else "no checkpoint was written"
             raise UserError(
-                f"the loss of step {self.done} is {loss}; {kept}; try a lower lr or longer warmup"
+                f"step {self.done}: {skipped}; {settings.max_skipped} updates were skipped one "
+                f"after another; {kept}; try a lower lr or a longer warmup"
             )
-        return {
+        if not logged and skipped is None:
+            return None, None
+        entry: dict[str, Any] = {
             "step": self.done,
-            "loss": loss,
+            "loss": loss if math.isfinite(loss) else None,
             "lr": rate,
-            "grad_norm": gradient_norm(self.engine) if norm is None else norm,
+            "grad_norm": norm if norm is not None and math.isfinite(norm) else None,
             "samples": self.done * self.batches.size,
             "tokens": self.done * self.batches.size * self.data.seq_length,
         }
+        if skipped is not None:
+            entry["skipped"] = skipped
+        return entry, skipped
+
+    def _update(self) -> None:
+        """The optimizer's step.
+
+        Raises:
+            UserError: fp16's loss scale can fall no further.
+        """
+        try:
+            self.engine.step()
+        except Exception as error:
+            if "loss scale already at minimum" not in str(error):
+                raise
+            raise UserError(
+                f"step {self.done + 1}: fp16's loss scale is at its minimum and the gradient still "
+                "overflows; try --dtype bf16, a lower lr or a longer warmup"
+            ) from error
 
     def _reseed(self) -> None:
         """Dropout's randomness of a step comes from its number: there is no state to resume."""
@@ -214,7 +274,12 @@ class Trainer:
         return self.processes.mean(torch.stack(losses).mean())
 
     def _save(self) -> Path:
-        record = {"step": self.done, "samples": self.done * self.batches.size, **self.record}
+        record = {
+            "step": self.done,
+            "samples": self.done * self.batches.size,
+            "guard": self.guard.state(),
+            **self.record,
+        }
         return self.checkpoints.save(self.engine, self.done, record, self.processes)
 
     def _export(self) -> None:

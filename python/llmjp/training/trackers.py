@@ -1,0 +1,64 @@
+"""Where a run's figures go besides metrics.jsonl: TensorBoard, Weights & Biases."""
+
+from pathlib import Path
+from typing import Any
+
+from llmjp.errors import UserError
+from llmjp.training.settings import TrainSettings
+
+
+class Trackers:
+    """The trackers that the settings name; none costs anything where it is not asked for."""
+
+    def __init__(self, settings: TrainSettings, done: int) -> None:
+        """Opens them.
+
+        Args:
+            settings: of the run.
+            done: steps that were done before; what was told of later ones goes.
+
+        Raises:
+            UserError: a tracker's package is not installed.
+        """
+        self._board: Any = None
+        self._wandb: Any = None
+        output = Path(settings.output)
+        if settings.tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise UserError("--tensorboard needs 'pip install tensorboard'") from None
+            self._board = SummaryWriter(
+                str(output / "tensorboard"), purge_step=done + 1 if done else None
+            )
+        if settings.wandb is not None:
+            try:
+                import wandb
+            except ImportError:
+                raise UserError("--wandb needs 'pip install wandb'") from None
+            # One run a folder, however often it is continued.
+            self._wandb = wandb.init(
+                project=settings.wandb, id=output.name, name=output.name, dir=str(output),
+                resume="allow", config=vars(settings),
+            )  # fmt: skip
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Tells the numbers of a metrics line."""
+        numbers = {
+            name: value
+            for name, value in entry.items()
+            if name != "step" and isinstance(value, (int, float)) and not isinstance(value, bool)
+        }
+        if self._board is not None:
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, entry["step"])
+            self._board.flush()
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=entry["step"])
+
+    def close(self) -> None:
+        """Ends what was opened."""
+        if self._board is not None:
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
