@@ -27,12 +27,15 @@ def test_points_are_the_metrics(tmp_path: Path) -> None:
     """Training and validation losses over steps and tokens; what a line lacks is left out."""
     run = write_run(tmp_path / "run")
     with (run / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 5, "valid_loss": 2.0, "valid_losses": {"wiki": 1.0, "web": 3.0}}\n')
         stream.write('{"step": 6, "lo')  # being written
     entries = read_metrics(run)
     assert curve(entries, "loss", "step") == ([1, 2, 3, 4, 5], [8.0 / n for n in range(1, 6)])
-    assert curve(entries, "valid_loss", "tokens") == ([20, 40], [4.5, 2.25])
+    assert curve(entries, "valid_loss", "tokens") == ([20, 40, 50], [4.5, 2.25, 2.0])
     assert curve(entries, "grad_norm", "step") == ([], [])
-    assert validation_names(entries) == ["valid_loss"]
+    names = ["valid_loss", "valid_loss of wiki", "valid_loss of web"]
+    assert validation_names(entries) == names
+    assert curve(entries, names[2], "step") == ([5], [3.0])
     assert smoothed([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]
 
 

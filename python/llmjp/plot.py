@@ -97,7 +97,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
                 break  # a run that is writing it
             raise UserError(f"{path}:{number} is not JSON") from None
         if isinstance(entry, dict) and "step" in entry:
-            entries.append(entry)
+            sources = entry.pop("valid_losses", {})
+            entries.append(entry | {f"valid_loss of {name}": v for name, v in sources.items()})
     if not entries:
         raise UserError(f"{path} holds no steps yet")
     return entries
