@@ -41,6 +41,7 @@ from benchmarks.tokenizer_suite.texts import (
     Material,
     code_documents,
     compiled,
+    drawn_documents,
     english_documents,
     first,
     lines_apart,
@@ -54,6 +55,8 @@ from llmjp_ext import Tokenizer
 RAGGED, LISTS = f"{OURS} encode_ragged", f"{OURS} encode_batch"
 MEGABYTES = 2.0  # of one kind of text and half, at most: more than there is of JGLUE
 QUICK_MEGABYTES = 0.05
+# What several threads are given: a batch of a corpus, tens of milliseconds of work.
+BATCH_MEGABYTES = 16.0
 PROMPTS = 2000
 QUICK_PROMPTS = 50
 # Measured seconds for each candidate of a case: the whole run stays within five minutes.
@@ -140,12 +143,13 @@ def encode_case(
     )
 
 
+def labelled(method: str, threads: int) -> str:
+    """A candidate's name where it is compared with itself."""
+    return f"{OURS} {method}, {threads} thread{'s' if threads > 1 else ''}"
+
+
 def threads_case(reference: Reference, name: str) -> Case:
     """One thread and all of them in the same rounds, after other text."""
-
-    def labelled(method: str, threads: int) -> str:
-        return f"{OURS} {method}, {threads} thread{'s' if threads > 1 else ''}"
-
     candidates = {}
     for method in ("encode_ragged", "encode_batch"):
         for threads in sorted({1, cores()}):
@@ -159,6 +163,33 @@ def threads_case(reference: Reference, name: str) -> Case:
         dtype="",
         candidates=candidates,
         check=reference.differing,
+        input_bytes=reference.size,
+        on_cpu=True,
+        items=len(reference.texts),
+        facts={"kind": "threads", "model": reference.model.name, "threads": None},
+        budget_seconds=BUDGET_SECONDS,
+    )
+
+
+def decode_threads_case(reference: Reference, name: str) -> Case:
+    """Texts of the ids by one thread and by all of them in the same rounds."""
+    tokenizer = Tokenizer.from_file(reference.model.json)
+
+    def candidate(threads: int) -> Candidate:
+        return Candidate(
+            lambda: tokenizer.decode_batch(reference.ids, num_threads=threads),
+            against=(labelled("decode_batch", 1),) if threads > 1 else (),
+        )
+
+    return Case(
+        name=f"threads: {name}",
+        shape=reference.shape(None),
+        dtype="",
+        candidates={
+            labelled("decode_batch", threads): candidate(threads)
+            for threads in sorted({1, cores()})
+        },
+        check=lambda result: count_differing(result, reference.texts),
         input_bytes=reference.size,
         on_cpu=True,
         items=len(reference.texts),
@@ -338,6 +369,13 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
         yield encode_case(reference, name, 1, first_call=True)
     for name in ("Japanese documents", "Japanese, one string", "code documents", "code lines"):
         yield threads_case(references[name], name)
+    much = QUICK_MEGABYTES if quick else BATCH_MEGABYTES
+    drawn = Reference(model, Halves(japanese.before, drawn_documents(model.japanese.timed, much)))
+    library = code_documents(everywhere=True)
+    modules = Reference(model, Halves(first(library.before, most), first(library.timed, much)))
+    for name, reference in {"drawn Japanese": drawn, "all the library's code": modules}.items():
+        yield threads_case(reference, name)
+        yield decode_threads_case(reference, f"decoding {name}")
     for name in ("Japanese documents", "code documents"):
         yield memory_case(references[name], name)
     yield prompt_case(model, QUICK_PROMPTS if quick else PROMPTS)
