@@ -72,6 +72,34 @@ def test_shapes(device: str, shape: str, page: int | None) -> None:
     assert torch.equal(actual[0], again[0]) and torch.equal(actual[1], again[1])
 
 
+@pytest.mark.parametrize("page", [None, 8], ids=["contiguous", "paged"])
+def test_offsets_beyond_32_bits(device: str, page: int | None, monkeypatch) -> None:
+    """Sequences, or blocks, 2^30 elements apart, of which only their own rows are touched."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+    step = 2**30
+    if device == "cuda" and torch.cuda.mem_get_info()[0] < 6 * step:
+        pytest.skip("needs 6 GiB of free GPU memory")
+    memory = torch.empty(2 * step + 4 * 2048, device=device, dtype=torch.bfloat16)
+    far = [
+        torch.as_strided(memory, (3, 8, 2, 64), (step, 128, 64, 1), 2048 * i).normal_()
+        for i in range(2)
+    ]
+    near = [t.clone(memory_format=torch.contiguous_format) for t in far]
+    q = torch.randn(3, 1, 4, 64, device=device).bfloat16()
+    new = torch.randn(2, 3, 1, 2, 64, device=device).bfloat16()
+    table = None if page is None else torch.tensor([[2], [0], [1]], device=device).int()
+
+    def results(caches: list[Tensor]) -> list[Tensor]:
+        filled = lengths(7, 0, 4).to(device)
+        out = llmjp_ext.attention_decode(
+            q, *caches, filled, k_new=new[0], v_new=new[1], block_table=table
+        )
+        return [out, *caches]
+
+    for a, b in zip(results(far), results(near), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_what_does_not_fit_is_nan(device: str) -> None:
     """Without a synchronisation nobody can be told: the sequence is NaN, and nothing is written."""
     q = torch.randn(2, 1, 4, 64, device=device).half()

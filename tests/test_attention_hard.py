@@ -251,10 +251,12 @@ def test_random_decode_problems(device: str, seed: int) -> None:
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("seed", MANY)
-def test_sweep(device: str, seed: int) -> None:
-    """Many more of the random problems."""
-    check_random(seed, device)
-    check_random_packed(seed, device)
+def test_sweep(device: str, seed: int, monkeypatch) -> None:
+    """Many more of the random problems, with sums in any order and in a fixed one."""
+    for ordered in (False, True) if runs_kernels(device) else (False,):
+        monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda o=ordered: o)
+        check_random(seed, device)
+        check_random_packed(seed, device)
     for again in range(3):
         check_random_decode(3 * seed + again, device)
 
