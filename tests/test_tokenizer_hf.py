@@ -74,6 +74,19 @@ def test_batches_padding_truncation_and_tensors(ours: Tokenizer, fast: Any) -> N
     assert pair == ours.encode("a", "b")
 
 
+def test_saved_after_a_padded_call_says_how_to_mend_it(tmp_path: Path) -> None:
+    """Transformers saves the padding and truncation of its last call; both are refused by name."""
+    fast = Tokenizer.from_pretrained(trained_directory()).to_hf()
+    for key, options in (("padding", {"padding": True}), ("truncation", {"truncation": True})):
+        fast(["a", "先生は本を読む。"], max_length=5, **options)
+        fast.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=rf"{key} is .*no_{key}\(\) before save_pretrained"):
+            Tokenizer.from_pretrained(tmp_path)
+        getattr(fast.backend_tokenizer, f"no_{key}")()
+    fast.save_pretrained(tmp_path)
+    assert Tokenizer.from_pretrained(tmp_path).encode("a") == fast("a")["input_ids"]
+
+
 def test_offsets_are_our_spans(ours: Tokenizer, fast: Any) -> None:
     """return_offsets_mapping gives what encode_with_spans() gives."""
     for text in fuzz_texts(43, 100):

@@ -286,9 +286,14 @@ Specification parse_tokenizer_json(std::string_view text) {
   }
   reader.finish();
   if (!model) throw FormatError("tokenizer.json: there is no \"model\"");
-  for (const char* key : {"truncation", "padding", "pre_tokenizer"}) {
-    if (!parts[key].is_null()) refuse(key, parts[key].summary(), "null");
+  for (const char* key : {"truncation", "padding"}) {  // Transformers saves those of its last call
+    if (parts[key].is_null()) continue;
+    refuse(key, parts[key].summary(),
+           "null; in Transformers call backend_tokenizer.no_" + std::string(key) +
+               "() before save_pretrained()");
   }
+  if (!parts["pre_tokenizer"].is_null())
+    refuse("pre_tokenizer", parts["pre_tokenizer"].summary(), "null");
   if (parts.contains("added_tokens")) read_added_tokens(parts["added_tokens"], spec);
   read_normalizer(parts["normalizer"], spec);
   read_post_processor(parts["post_processor"], spec);

@@ -197,7 +197,8 @@ def print_summary(output: str, summary: Summary) -> None:
         shares = ", ".join(
             f"{stage} {100 * part / spent:.0f}%" for stage, part in summary.stages.items()
         )
-        print(f"time of {summary.workers} workers: {shares}")
+        workers = "1 worker" if summary.workers == 1 else f"{summary.workers} workers"
+        print(f"time of {workers}: {shares}")
     if summary.empty:
         print(f"left out: {summary.empty:,} empty texts")
     if summary.skipped is not None:
