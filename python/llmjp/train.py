@@ -48,7 +48,7 @@ _FREE = {
     *settings_module.IN_TOKENS,
 }
 # What no checkpoint can be continued under in another way.
-_FIXED = ("processes", "zero_stage", "dtype", "model")
+_FIXED = ("zero_stage", "dtype", "model")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,10 +125,17 @@ def train(settings: TrainSettings, processes: "Processes") -> int:
     folder = checkpoints.Checkpoints(Path(settings.output) / "checkpoints", settings.keep_last)
     start = processes.together(lambda: find_start(settings, folder, record))
     source = None if start is not None else source
+    world = processes.world if start is None else checkpoints.processes_of(start)
+    dealt_anew = start is not None and world != processes.world and settings.zero_stage > 0
+    if dealt_anew:
+        ds_config["checkpoint"] = {**ds_config.get("checkpoint", {}), "load_universal": True}
     ds_engine = engine.build_engine(settings, config, ds_config, processes, source)
     before: dict[str, Any] = {"step": 0}
     if start is not None:
-        processes.together(lambda: checkpoints.load(ds_engine, start))
+        if dealt_anew:
+            checkpoints.load_anew(ds_engine, start, processes)
+        else:
+            processes.together(lambda: checkpoints.load(ds_engine, start))
         before = checkpoints.read_record(start)
     guard = LossGuard(settings.spike, settings.max_skipped, before.get("guard", ((), 0)))
     if processes.first:
@@ -276,7 +283,8 @@ def find_start(settings: TrainSettings, folder: Any, record: dict[str, Any]) -> 
     if settings.resume == "never":
         raise UserError(f"{start} exists, and resume is 'never': name another output")
     before, now = read_record(start).get("settings", {}), record["settings"]
-    changed = [name for name in now if before.get(name) != now[name]]
+    # Shards are dealt out anew where the number of processes is another.
+    changed = [name for name in now if before.get(name) != now[name] and name != "processes"]
     fixed = [name for name in _FIXED if name in changed]
     if fixed or (changed and settings.resume != "changed"):
         name = (fixed or changed)[0]
@@ -338,7 +346,7 @@ def report(
             f"{settings.steps:,} steps = {settings.steps * tokens:,} tokens = {epochs:.2f} epochs",
         ),
         ("kernels", "; ".join(kernels(device, settings.kernels == "on"))),
-        ("start", "from the beginning" if start is None else f"from {start}"),
+        ("start", _beginning(start, processes.world)),
     ]
     for title, text in lines:
         print(f"{title:<12}{text}", flush=True)
@@ -346,6 +354,15 @@ def report(
     if slow:
         bar = "!" * 72
         print(f"{bar}\nWARNING: not at full speed: {slow}\n{bar}", flush=True)
+
+
+def _beginning(start: Path | None, world: int) -> str:
+    from llmjp.training.checkpoints import processes_of
+
+    if start is None:
+        return "from the beginning"
+    before = processes_of(start)
+    return f"from {start}" + ("" if before == world else f", written by {before} processes")
 
 
 def _validation(settings: TrainSettings, valid: "list[Validation]") -> str:

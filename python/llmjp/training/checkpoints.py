@@ -5,12 +5,17 @@ disk; `latest`, which names the one to continue from, is replaced after that. Wh
 at any moment, leaves the checkpoint before.
 """
 
+import argparse
+import contextlib
+import io
 import json
 import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from llmjp.errors import UserError
 from llmjp.training.processes import Processes
@@ -151,6 +156,69 @@ def load(engine: Any, checkpoint: Path) -> None:
         raise UserError(f"checkpoint {checkpoint} cannot be loaded: {reason}") from error
     if found is None:
         raise UserError(f"checkpoint {checkpoint} cannot be loaded: files are missing")
+
+
+def processes_of(checkpoint: Path) -> int:
+    """How many processes wrote a checkpoint.
+
+    Raises:
+        UserError: its record is missing or damaged.
+    """
+    count = read_record(checkpoint).get("settings", {}).get("processes")
+    if not isinstance(count, int):
+        raise UserError(f"{checkpoint / RECORD} does not say how many processes wrote it")
+    return count
+
+
+def load_anew(engine: Any, checkpoint: Path, processes: Processes) -> None:
+    """Puts an engine of another number of processes into the state that a checkpoint holds.
+
+    The first process turns DeepSpeed's shards into a universal checkpoint, a file for each
+    parameter, beside the checkpoint; every process takes its own share of it, and it goes. The
+    engine's configuration must say `load_universal`.
+
+    Raises:
+        UserError: files are missing or damaged, or the disk is full.
+    """
+    universal = checkpoint.with_name(f".{checkpoint.name}-universal.partial")
+    # DeepSpeed gives every group of parameters the first one's settings when it reads these files.
+    decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
+    try:
+        processes.first_alone(lambda: _make_universal(checkpoint, universal))
+        processes.together(lambda: load(engine, universal))
+    finally:
+        if processes.first:
+            shutil.rmtree(universal, ignore_errors=True)
+    for group, decay in zip(engine.optimizer.param_groups, decays, strict=True):
+        group["weight_decay"] = decay
+    # In stage 3 it gives them one and the same step counter too, which each then counts up.
+    optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    for state in optimizer.state.values():
+        if isinstance(state.get("step"), torch.Tensor):
+            state["step"] = state["step"].clone()
+
+
+def _make_universal(checkpoint: Path, target: Path) -> None:
+    from deepspeed.checkpoint import ds_to_universal
+
+    shutil.rmtree(target, ignore_errors=True)
+    arguments = argparse.Namespace(
+        input_folder=str(checkpoint),
+        output_folder=str(target),
+        # One worker: others would be forked from a process in which gloo's threads run.
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+            ds_to_universal.main(arguments)
+    except Exception as error:
+        reason = _reason(error, checkpoint.parent)
+        raise UserError(f"{checkpoint} cannot be dealt out anew: {reason}") from error
 
 
 def _reason(error: BaseException, folder: Path) -> str:

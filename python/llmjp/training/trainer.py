@@ -148,6 +148,8 @@ class Trainer:
                         found = self._validate_all()
                         if metrics is not None and progress is not None:
                             metrics.add({"step": self.done, **found})
+                            if trackers is not None:
+                                trackers.add({"step": self.done, **found})
                             progress.say(f"step {self.done}  {_told(found)}")
                     if _due(self.done, settings.save_interval, last or stopped):
                         folder = self._save()
