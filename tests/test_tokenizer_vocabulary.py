@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,27 @@ def test_the_vocabulary_is_the_oracles() -> None:
         assert (token in ours) == (oracle.token_to_id(token) is not None), token
     assert 7 not in ours and None not in ours and "\ud800" not in ours
     assert ours.id_to_token(len(ours)) is None and ours.id_to_token(-1) is None
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_hundreds_of_added_tokens_are_found_longest_first(normalized: bool) -> None:
+    """Tokens that begin each other, share first characters or have many: the oracle's ids."""
+    rng = random.Random(29)
+    contents = {"".join(rng.choices("<ab>先😍", k=rng.randrange(1, 6))) for _ in range(400)}
+    contents |= {f"<extra_{n}>" for n in range(300)} | {chr(0x4E00 + n) for n in range(300)}
+    oracle = tokenizers.Tokenizer.from_file(str(model_file("trained")))
+    oracle.add_tokens(
+        [
+            tokenizers.AddedToken(content, normalized=normalized, special=rng.random() < 0.5)
+            for content in sorted(contents)
+        ]
+    )
+    oracle = tokenizers.Tokenizer.from_str(oracle.to_str())
+    ours = Tokenizer(oracle.to_str().encode(), "json")
+    parts = [*"<ab>先😍 _0", "<extra_", *rng.sample(sorted(contents), 100)]
+    for trial in range(300):
+        text = "".join(rng.choices(parts, k=rng.randrange(12)))
+        assert ours.encode(text) == oracle.encode(text).ids, (trial, text)
 
 
 def test_repr_and_equality() -> None:

@@ -1,15 +1,13 @@
 #include "tokenizer/added_tokens.h"
 
-#include <algorithm>
-
 namespace llmjp::tokenizer {
 
 void AddedTokens::add(std::u32string content, uint32_t id, bool special) {
-  if (first_characters_.find(content.front()) == std::u32string::npos)
-    first_characters_ += content.front();
-  const auto place = std::find_if(tokens_.begin(), tokens_.end(), [&](const Token& token) {
-    return token.content.size() < content.size();
-  });
+  const char32_t first = content.front();
+  if (first_characters_.find(first) == std::u32string::npos) first_characters_ += first;
+  may_begin_[first % may_begin_.size()] = true;
+  const auto place = std::partition_point(
+      tokens_.begin(), tokens_.end(), [&](const Token& token) { return token.content <= content; });
   tokens_.insert(place, {std::move(content), id, special});
 }
 

@@ -1,6 +1,8 @@
 // Finds added tokens in a text: the leftmost match, and of several that start there the longest.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -29,11 +31,9 @@ class AddedTokens {
     for (size_t i = from; i < size; ++i) {
       i = next_candidate(text, i, size);
       if (i >= size) return false;
-      for (const Token& token : tokens_) {  // longest first
-        if (matches(token.content, text + i, size - i)) {
-          match = {i, i + token.content.size(), token.id, token.special};
-          return true;
-        }
+      if (const Token* const token = longest_at(text + i, size - i)) {
+        match = {i, i + token->content.size(), token->id, token->special};
+        return true;
       }
     }
     return false;
@@ -53,21 +53,31 @@ class AddedTokens {
       if (static_cast<char32_t>(static_cast<Char>(wanted)) != wanted) return size;
       return find_character(text, i, size, static_cast<Char>(wanted));
     }
-    while (i < size && first_characters_.find(text[i]) == std::u32string::npos) ++i;
+    while (i < size && !may_begin_[text[i] % may_begin_.size()]) ++i;
     return i;
   }
 
+  // The longest token that `text` begins with, or null. Those that share its first characters lie
+  // side by side, fewer with each character: thousands of tokens cost little more than a few.
   template <class Char>
-  static bool matches(const std::u32string& content, const Char* text, size_t size) {
-    if (content.size() > size) return false;
-    for (size_t i = 0; i < content.size(); ++i) {
-      if (static_cast<char32_t>(text[i]) != content[i]) return false;
+  const Token* longest_at(const Char* text, size_t size) const {
+    const Token* longest = nullptr;
+    auto begin = tokens_.begin();
+    auto end = tokens_.end();
+    for (size_t i = 0; begin != end; ++i) {
+      if (begin->content.size() == i) longest = &*begin;  // of equal ones the first
+      while (begin != end && begin->content.size() == i) ++begin;
+      if (i == size) break;
+      const auto c = static_cast<char32_t>(text[i]);
+      begin = std::partition_point(begin, end, [&](const Token& t) { return t.content[i] < c; });
+      end = std::partition_point(begin, end, [&](const Token& t) { return t.content[i] == c; });
     }
-    return true;
+    return longest;
   }
 
-  std::vector<Token> tokens_;
+  std::vector<Token> tokens_;  // by content
   std::u32string first_characters_;
+  std::array<bool, 256> may_begin_{};  // by the lowest byte of a first character
 };
 
 }  // namespace llmjp::tokenizer
