@@ -1,11 +1,10 @@
 // bias_dropout_add of CPU tensors, over torch's threads; float16 by way of float32.
 #include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
 #include <tuple>
-#include <vector>
 
 #include "activation/bias_dropout_add_cpu.h"
+#include "bindings/cpu_rows.h"
 #include "bindings/dropping.h"
 #include "bindings/library.h"
 #include "bindings/tensor_checks.h"
@@ -16,9 +15,6 @@ namespace {
 using activation::CpuBackward;
 using activation::CpuDropout;
 using activation::CpuForward;
-
-// Elements that a thread is worth waking for.
-constexpr int64_t kElementsOfThread = 1 << 15;
 
 Tensor in_float32(const Tensor& tensor) {
   return tensor.scalar_type() == ScalarType::Float ? tensor
@@ -39,8 +35,6 @@ CpuDropout dropout_of(const Dropping& dropping) {
   }
   return dropout;
 }
-
-int64_t rows_of_thread(int64_t width) { return std::max<int64_t>(1, kElementsOfThread / width); }
 
 Tensor bias_dropout_add_fwd(const Tensor& x, const std::optional<Tensor>& bias,
                             const Tensor& residual, const std::optional<Tensor>& random_state,
@@ -79,10 +73,6 @@ Tensor bias_dropout_add_fwd(const Tensor& x, const std::optional<Tensor>& bias,
   return direct ? r : torch::stable::to(r, residual.scalar_type());
 }
 
-// Rows are summed in groups that depend on the shape alone, so that dbias does not depend on the
-// number of threads.
-constexpr int64_t kGroups = 64;
-
 std::tuple<Tensor, Tensor> bias_dropout_add_bwd(const Tensor& dr, const std::optional<Tensor>& bias,
                                                 const std::optional<Tensor>& random_state,
                                                 double dropout_p, ScalarType x_dtype) {
@@ -112,27 +102,10 @@ std::tuple<Tensor, Tensor> bias_dropout_add_bwd(const Tensor& dr, const std::opt
     params.dropout = dropout_of(dropping);
     params.x_type = x_type;
     params.row_type = row_type;
-    const int64_t group_rows = (rows.rows + kGroups - 1) / kGroups;
-    const int64_t groups = (rows.rows + group_rows - 1) / group_rows;
-    std::vector<float> sums(bias ? groups * rows.width : 0);
-    const int64_t grain = std::max<int64_t>(1, rows_of_thread(params.width) / group_rows);
-    torch::stable::parallel_for(0, groups, grain, [&](int64_t first, int64_t last) {
-      for (int64_t group = first; group < last; ++group) {
-        params.run(group * group_rows, std::min(rows.rows, (group + 1) * group_rows),
-                   bias ? sums.data() + group * rows.width : nullptr);
-      }
+    float* sums = bias ? static_cast<float*>(dbias.mutable_data_ptr()) : nullptr;
+    for_row_groups(rows.rows, rows.width, sums, [&](int64_t first, int64_t last, float* partial) {
+      params.run(first, last, partial);
     });
-    if (bias) {
-      // By pairs, which loses less than one sum that grows.
-      for (int64_t apart = 1; apart < groups; apart *= 2) {
-        for (int64_t group = 0; group + apart < groups; group += 2 * apart) {
-          const float* from = sums.data() + (group + apart) * rows.width;
-          float* to = sums.data() + group * rows.width;
-          for (int64_t i = 0; i < rows.width; ++i) to[i] += from[i];
-        }
-      }
-      std::copy_n(sums.data(), rows.width, static_cast<float*>(dbias.mutable_data_ptr()));
-    }
   }
   if (has_dx && !direct) dx = torch::stable::to(dx, x_dtype);
   return {dx, bias ? rounded(dbias, bias->scalar_type()) : dbias};
