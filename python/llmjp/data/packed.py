@@ -17,18 +17,24 @@ import numpy as np
 import numpy.typing as npt
 
 from llmjp.data.indexed import IndexedDataset
+from llmjp.data.kept_arrays import kept_array
 from llmjp.data.permutation import Permutation
 from llmjp.errors import UserError
 
 # Documents between two entries of the table that finds a token's document. A look-up adds up half
 # of this many lengths; the table takes 8 / _STRIDE bytes a document.
 _STRIDE = 256
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 # Computed pieces of the two orders that are kept: of the documents' at most _BLOCKS * _STRIDE
 # documents (16 bytes each), of the samples' one, since samples are asked for one after another. A
 # blend keeps as many for each fold of each source; in a large dataset a block hardly comes twice.
 _BLOCKS = 256
 _PLACES = 4096
+# An epoch's table of so many documents and more is kept in the folder CACHE beside the data; _ORDER
+# is in its name, for an order that is made in another way.
+CACHE = "index-cache"
+_KEPT = 1 << 20
+_ORDER = "Feistel, SplitMix64 or MurmurHash3"
 # The split must not move when the seed changes: a model continued under another seed would
 # otherwise train on what it is validated with.
 _SPLIT_SEED = 0
@@ -205,18 +211,31 @@ class PackedDataset:
 
     def _lay_out(self, epoch: int) -> int:
         """Orders the documents of an epoch and tables their ends; returns the tokens of all."""
-        count = self.document_count
         self._epoch = epoch
-        self._order = Permutation(count, (*self._key, epoch, _STREAMS["documents"]))
-        table = [np.zeros(1, np.int64)]
+        self._order = Permutation(self.document_count, (*self._key, epoch, _STREAMS["documents"]))
+        if self.document_count < _KEPT:
+            table = self._compute_table()
+        else:
+            data = self.documents
+            what = (data.digest(), len(data), self._first, self.document_count, *self._key, epoch)
+            name = hashlib.blake2b(repr((_ORDER, what)).encode(), digest_size=12).hexdigest()
+            folder = data.datasets[0].prefix.parent / CACHE
+            table = kept_array(folder / f"{name}.npy", self._compute_table)
+        self._table = table[:-1]
+        return int(table[-1])
+
+    def _compute_table(self) -> npt.NDArray[np.int64]:
+        """[i]: tokens before document i * _STRIDE of the epoch; at the end those of all."""
+        count = self.document_count
+
+        parts = [np.zeros(1, np.int64)]
         total = 0
         for begin in range(0, count, _CHUNK):
             sizes = self.documents.sizes(self._numbers(begin, min(begin + _CHUNK, count)))
             ends = total + np.cumsum(sizes)
             total = int(ends[-1])
-            table.append(ends[_STRIDE - 1 :: _STRIDE])
-        self._table = np.concatenate(table)  # [i]: tokens before document i * _STRIDE of the epoch
-        return total
+            parts.append(ends[_STRIDE - 1 :: _STRIDE].copy())  # no view: it would keep all of ends
+        return np.concatenate([*parts, [total]])
 
     def _sample_order(self, epoch: int) -> Permutation:
         return Permutation(self.samples_per_epoch, (*self._key, epoch, _STREAMS["samples"]))

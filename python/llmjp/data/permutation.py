@@ -14,14 +14,26 @@ import numpy.typing as npt
 
 _ROUNDS = 8  # even, so that halves of unequal width end where they began
 _MOST_BITS = 62
+_BLOCK = 1 << 14  # elements permuted at a time: what the rounds work on stays in the cache
+
+Words = npt.NDArray[np.uint32] | npt.NDArray[np.uint64]
 
 
-def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Scrambles each integer: the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: npt.NDArray[np.uint64] = values ^ (values >> np.uint64(31))
-    return mixed
+def _mix(values: Words) -> None:
+    """Scrambles each integer, in place.
+
+    64 bits: the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014); 32 bits, several
+    times faster: that of MurmurHash3 (Appleby).
+    """
+    if values.dtype == np.uint32:
+        steps = ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1))
+    else:
+        steps = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
+    word = values.dtype.type
+    for shift, factor in steps:
+        values ^= values >> word(shift)
+        if factor != 1:
+            values *= word(factor)
 
 
 class Permutation:
@@ -37,7 +49,8 @@ class Permutation:
         self.size = size
         bits = max((size - 1).bit_length(), 2)
         self._widths = (bits // 2, bits - bits // 2)  # of the low and the high part
-        self._round_keys = np.random.SeedSequence(list(key)).generate_state(_ROUNDS, np.uint64)
+        self._word: type[np.uint32] | type[np.uint64] = np.uint32 if bits <= 32 else np.uint64
+        self._round_keys = np.random.SeedSequence(list(key)).generate_state(_ROUNDS, self._word)
 
     def __call__(self, places: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """The images of `places`, an integer array [n] of numbers below `size`, as int64 [n].
@@ -48,22 +61,35 @@ class Permutation:
         places = np.asarray(places, dtype=np.int64)
         if places.size and not (places.min() >= 0 and places.max() < self.size):
             raise IndexError(f"places must be from 0 to {self.size - 1}")
-        images = self._round_trip(places.astype(np.uint64))
-        while True:
-            outside = images >= np.uint64(self.size)
-            if not outside.any():
-                return images.astype(np.int64)
-            images[outside] = self._round_trip(images[outside])
+        images = np.empty(len(places), np.int64)
+        for begin in range(0, len(places), _BLOCK):
+            part = slice(begin, begin + _BLOCK)
+            words: Words = places[part].astype(self._word)  # type: ignore[assignment]
+            images[part] = self._images(words)
+        return images
 
-    def _round_trip(self, values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    def _images(self, values: Words) -> Words:
+        images = self._round_trip(values)
+        (outside,) = np.nonzero(images >= self.size)
+        while len(outside):
+            again = self._round_trip(images[outside])
+            images[outside] = again
+            outside = outside[again >= self.size]
+        return images
+
+    def _round_trip(self, values: Words) -> Words:
         """One pass through the network: a permutation of the whole power of two."""
         low_bits, high_bits = self._widths
+        word = self._word
         for key in self._round_keys:
             # (high, low) becomes (low, high ^ f(low)): undone by whoever knows low.
-            low = values & np.uint64((1 << low_bits) - 1)
-            high = values >> np.uint64(low_bits)
-            mask = np.uint64((1 << high_bits) - 1)
-            high ^= _mix(low + key) & mask
-            values = (low << np.uint64(high_bits)) | high
+            low = values & word((1 << low_bits) - 1)
+            scrambled: Words = low + key
+            _mix(scrambled)
+            scrambled &= word((1 << high_bits) - 1)
+            scrambled ^= values >> word(low_bits)
+            low <<= word(high_bits)
+            low |= scrambled
+            values = low
             low_bits, high_bits = high_bits, low_bits
         return values
