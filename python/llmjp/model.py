@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from llmjp.config import ModelConfig
-from llmjp_ext import attention, attention_decode, bias_gelu, linear_cross_entropy
+from llmjp_ext import attention, attention_decode, attention_varlen, bias_gelu, linear_cross_entropy
 from llmjp_ext.nn import LayerNorm
 
 
@@ -74,6 +74,27 @@ class KeyValueCache:
         )
 
 
+@dataclass(frozen=True)
+class DocumentBounds:
+    """Documents in a batch that are kept apart: a token sees those of its own alone.
+
+    Attributes:
+        positions: int64 [batch, tokens], a token's place in its document.
+        bounds: int32 [documents + 1], the first token of each document in the flattened batch, then
+            their number. No document reaches over two rows.
+        longest: tokens of the longest document.
+    """
+
+    positions: Tensor
+    bounds: Tensor
+    longest: int
+
+    def mask(self) -> Tensor:
+        """Which token sees which, bool [batch, 1, tokens, tokens]; for plain PyTorch alone."""
+        document = (self.positions == 0).cumsum(1)
+        return (document[:, None, :, None] == document[:, None, None, :]).tril()
+
+
 class Embedding(nn.Embedding):
     """A lookup table, drawn from a normal distribution."""
 
@@ -128,20 +149,35 @@ class Attention(nn.Module):
         self.c_attn = Projection(width, 3 * width, std)
         self.c_proj = Projection(width, width, std / math.sqrt(2 * config.n_layer))
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None, layer: int) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cache: KeyValueCache | None,
+        layer: int,
+        documents: DocumentBounds | None,
+    ) -> Tensor:
         q, k, v = self.c_attn(x).unflatten(-1, (3, self.n_head, -1)).unbind(-3)
-        if cache is None:
-            dropout = self.dropout if self.training else 0.0
-            if self.kernels:
-                y = attention(q, k, v, causal=True, dropout_p=dropout)
-            else:
-                q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-                y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
-                y = y.transpose(1, 2)
-        else:
+        dropout = self.dropout if self.training else 0.0
+        if cache is not None:
             y = attention_decode(
                 q, cache.keys[layer], cache.values[layer], cache.lengths, k_new=k, v_new=v
             )
+        elif not self.kernels:
+            mask = None if documents is None else documents.mask()
+            q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+            y = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout
+            )
+            y = y.transpose(1, 2)
+        elif documents is not None:
+            bounds, longest = documents.bounds, documents.longest
+            q, k, v = (part.flatten(0, 1) for part in (q, k, v))
+            y = attention_varlen(
+                q, k, v, bounds, bounds, longest, longest, causal=True, dropout_p=dropout
+            )
+            y = y.unflatten(0, x.shape[:-1])
+        else:
+            y = attention(q, k, v, causal=True, dropout_p=dropout)
         return self.c_proj(y.flatten(-2))
 
 
@@ -194,13 +230,17 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(
-        self, x: Tensor, stream: Tensor | None, cache: KeyValueCache | None
+        self,
+        x: Tensor,
+        stream: Tensor | None,
+        cache: KeyValueCache | None,
+        documents: DocumentBounds | None = None,
     ) -> tuple[Tensor, Tensor]:
         if stream is None:
             y, stream = self.ln_1(x), x
         else:
             y, stream = self.ln_1(x, stream)
-        y, stream = self.ln_2(self.attn(y, cache, self.layer), stream)
+        y, stream = self.ln_2(self.attn(y, cache, self.layer, documents), stream)
         return self.mlp(y), stream
 
 
@@ -216,18 +256,25 @@ class Transformer(nn.Module):
         self.dropout = config.embd_pdrop
         self.checkpoint_activations = False
 
-    def forward(self, input_ids: Tensor, cache: KeyValueCache | None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        cache: KeyValueCache | None,
+        documents: DocumentBounds | None = None,
+    ) -> Tensor:
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         if cache is not None:
             positions = cache.lengths[:, None] + positions
+        if documents is not None:
+            positions = documents.positions
         x = self.wte(input_ids) + self.wpe(positions)
         x = F.dropout(x, self.dropout, self.training)
         stream: Tensor | None = None
         for block in self.h:
             if self.checkpoint_activations and torch.is_grad_enabled():
-                x, stream = checkpoint(block, x, stream, cache, use_reentrant=False)
+                x, stream = checkpoint(block, x, stream, cache, documents, use_reentrant=False)
             else:
-                x, stream = block(x, stream, cache)
+                x, stream = block(x, stream, cache, documents)
         y, _ = self.ln_f(x, stream)
         return y
 
@@ -281,6 +328,7 @@ class GPT(nn.Module):
         input_ids: Tensor,
         labels: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        documents: DocumentBounds | None = None,
     ) -> Tensor:
         """Logits of every position, or the loss.
 
@@ -289,23 +337,29 @@ class GPT(nn.Module):
             labels: int64 [batch, tokens]; labels[b, t] is the token that follows input_ids[b, t],
                 -100 where there is none to learn.
             cache: the tokens before input_ids; gets their keys and values.
+            documents: keeps the documents of packed samples apart; not together with a cache.
 
         Returns:
             [batch, tokens, vocab_size] in the model's dtype; with labels the mean cross-entropy in
             nats, a float32 scalar.
         """
-        return self.lm_head(self._hidden(input_ids, cache), labels)
+        return self.lm_head(self._hidden(input_ids, cache, documents), labels)
 
     def next_logits(self, input_ids: Tensor, cache: KeyValueCache) -> Tensor:
         """Logits [batch, vocab_size] of the token after input_ids [batch, tokens]."""
         return self.lm_head(self._hidden(input_ids, cache)[:, -1])
 
-    def _hidden(self, input_ids: Tensor, cache: KeyValueCache | None) -> Tensor:
+    def _hidden(
+        self,
+        input_ids: Tensor,
+        cache: KeyValueCache | None,
+        documents: DocumentBounds | None = None,
+    ) -> Tensor:
         tokens = input_ids.shape[1]
         room = self.config.n_positions if cache is None else cache.capacity
         if tokens > room:
             raise ValueError(f"{tokens} tokens are more than the {room} positions there are")
-        hidden = self.transformer(input_ids, cache)
+        hidden = self.transformer(input_ids, cache, documents)
         if cache is not None:
             cache.lengths += tokens
         return hidden

@@ -114,7 +114,7 @@ def train(settings: TrainSettings, processes: "Processes") -> int:
         )
     settings = settings.in_steps(length)
     data, valid = processes.together(lambda: open_data(settings, length))
-    processes.first_alone(lambda: _check_vocabulary(data, valid, config))
+    processes.first_alone(lambda: _check_ids(settings, data, valid, config))
     if settings.epochs is not None:
         steps = max(1, round(settings.epochs * data.samples / batches.size))
         settings = dataclasses.replace(settings, steps=steps)
@@ -169,11 +169,16 @@ def train(settings: TrainSettings, processes: "Processes") -> int:
     return INTERRUPTED if trainer.interrupted and not finished else 0
 
 
-def _check_vocabulary(data: "Course", valid: "list[Validation]", config: "ModelConfig") -> None:
-    """Reads all of the data, the first time."""
-    data.check_vocabulary(config.vocab_size)
-    for part in valid:
-        part.data.documents.check_vocabulary(config.vocab_size)
+def _check_ids(
+    settings: TrainSettings, data: "Course", valid: "list[Validation]", config: "ModelConfig"
+) -> None:
+    """Reads all of the data, the first time; where documents are isolated, looks at their ends."""
+    from llmjp.data.isolation import check_ends
+
+    for documents in (*data.documents(), *(part.data.documents for part in valid)):
+        documents.check_vocabulary(config.vocab_size)
+        if settings.isolate_documents:
+            check_ends(documents, config.eos_token_id)
 
 
 def choose_model(settings: TrainSettings) -> "tuple[ModelConfig, Path | None, Path | None]":

@@ -188,11 +188,9 @@ class Course:
         rows = np.stack([self[first + index] for index in range(count)])
         return rows[:, :-1], rows[:, 1:]
 
-    def check_vocabulary(self, vocab_size: int) -> None:
-        """IndexedDataset.check_vocabulary() of each dataset."""
-        for blend in self.blends:
-            for source in blend.sources:
-                source.documents.check_vocabulary(vocab_size)
+    def documents(self) -> list[Documents]:
+        """The documents of each source."""
+        return [source.documents for blend in self.blends for source in blend.sources]
 
     def describe(self) -> list[dict[str, str]]:
         """What decides the samples, in words: an entry for each source of each blend, by name."""

@@ -56,6 +56,9 @@ class TrainSettings:
     split: str = _setting(
         "99:1", "shares of training, validation and, if there is a third, of what is left out"
     )
+    isolate_documents: bool = _setting(
+        False, "each token sees its own document alone, and positions begin anew with each"
+    )
     tokenizer: str | None = _setting(
         None, "the tokenizer's folder; none: that of a model which is a folder"
     )

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from llmjp.checkpoint.huggingface import save_model
 from llmjp.config import ModelConfig
 from llmjp.data.blend import Course, Validation
+from llmjp.data.isolation import document_bounds
 from llmjp.data.packed import PackedDataset
 from llmjp.errors import UserError
+from llmjp.model import DocumentBounds
 from llmjp.training.checkpoints import Checkpoints
 from llmjp.training.engine import Batches, gradient_norm, plain_gradient_norm, whole_weights
 from llmjp.training.guard import LossGuard, without_update
@@ -251,10 +252,16 @@ class Trainer:
         key = [self.settings.seed, self.done, self.processes.rank]
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
-    def _batch(self, data: Course | PackedDataset, first: int) -> tuple[Tensor, Tensor]:
+    def _batch(self, data: Course | PackedDataset, first: int) -> tuple[Any, ...]:
+        """What the model takes: inputs, labels, and where documents begin if they are isolated."""
         inputs, labels = data.batch(first, self.batches.micro)
         device = self.processes.device
-        return torch.from_numpy(inputs).to(device), torch.from_numpy(labels).to(device)
+        batch = (torch.from_numpy(inputs).to(device), torch.from_numpy(labels).to(device))
+        if not self.settings.isolate_documents:
+            return batch
+        positions, bounds, longest = document_bounds(inputs, self.config.eos_token_id)
+        places = (torch.from_numpy(positions).to(device), torch.from_numpy(bounds).to(device))
+        return (*batch, None, DocumentBounds(*places, longest))
 
     def _validate_all(self) -> dict[str, Any]:
         """The loss of each source, and that of their blend."""
