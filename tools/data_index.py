@@ -1,6 +1,6 @@
 """What opening training data of 300 billion tokens takes, on a synthetic index of that size.
 
-    python benchmarks/data_index.py --folder /some/disk
+    python tools/data_index.py --folder /some/disk
 
 writes an index of --tokens tokens (20 bytes a document; the ids' file is sparse and takes no room)
 and then opens it as a run does, each time in a process of its own: once computing the order of an
