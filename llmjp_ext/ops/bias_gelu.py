@@ -126,8 +126,8 @@ def _torch_bwd(
     dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str
 ) -> tuple[Tensor, Tensor]:
     if bias is None:
-        u = x.clamp(-_TANH_BOUND, _TANH_BOUND) if approximate == "tanh" else x
-        dx = torch.ops.aten.gelu_backward(dy.to(x.dtype), u, approximate=approximate)
+        bounded = x.clamp(-_TANH_BOUND, _TANH_BOUND) if approximate == "tanh" else x
+        dx = torch.ops.aten.gelu_backward(dy.to(x.dtype), bounded, approximate=approximate)
         return dx.contiguous(), x.new_empty(0)
     dx = x.new_empty(x.shape)
     bias32 = bias.float()
