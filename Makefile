@@ -36,6 +36,9 @@ bench-tokenizer: setup-dev  ## Measures the tokenizer beside its peers; writes t
 	$(PY) benchmarks/tokenizer_suite/report.py $(TOKENIZER_RESULTS) \
 	    --page docs/tokenizer.md --plot docs/tokenizer.svg
 
+soak: setup  ## Kills a training run at random for half an hour; ends with an undisturbed run's weights
+	$(PY) tools/soak.py $(ARGS)
+
 fuzz: setup-dev  ## Fuzzes the tokenizer, FUZZ_SECONDS a target (60); needs clang with libFuzzer
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" CXX=$(FUZZ_CXX) cmake -G Ninja -S . -B build/fuzz -DLLMJP_FUZZ=ON -DLLMJP_CUDA=OFF -DLLMJP_PYTHON="$(CURDIR)/$(PY)"
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ninja -C build/fuzz tokenizer_fuzzers

@@ -112,3 +112,18 @@ def test_predicted_memory_is_that_of_a_run(tmp_path: Path) -> None:
             if what == "kept" and row["case"][0] == 3:
                 continue  # gathered weights are among what autograd keeps there
             assert abs(predicted - measured) <= bound * measured, (row["case"], what, row[what])
+
+
+def test_scaling_page_has_its_tables() -> None:
+    """docs/scaling.md holds what tools/scaling.py computes, and the sizes in its text."""
+    from tools import scaling
+
+    page = scaling.PAGE.read_text(encoding="utf-8")
+    assert scaling.filled(page) == page, "run 'python tools/scaling.py --write'"
+    for figure in (
+        f"{scaling.work(False) / 1e12:,.0f} TFLOP for each GPU",
+        f"{scaling.traffic(1) / 1e9:,.0f} GB into each machine",
+        f"needs 4, {scaling.traffic(4) / 1e9:,.0f} GB",
+        f"{scaling.STEPS * scaling.BATCH * scaling.LENGTH / 1e9:.2f} G tokens",
+    ):
+        assert figure in page, figure
