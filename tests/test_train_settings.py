@@ -270,3 +270,44 @@ def test_resuming_asks_for_the_same_settings(tmp_path: Path) -> None:
     )  # there was nothing to do
     assert re.search(r"data.more = None, now 'weight 1/2, 200 documents", results[8].err)
     assert re.search(r"data.toy = 'weight by size, 200 doc.*, now 'weight by size", results[9].err)
+
+
+@pytest.mark.parametrize(
+    ("offload", "stage", "parts"),
+    [("none", 3, set()), ("optimizer", 1, {"optimizer"}), ("all", 3, {"optimizer", "param"})],
+)
+def test_offloading_reaches_deepspeed(offload: str, stage: int, parts: set[str]) -> None:
+    """What lies in the CPU's memory; stages that cannot do it are told."""
+    chosen = settings(offload=offload, zero_stage=stage)
+    result = deepspeed_config(chosen, Batches.of(chosen, 2), "bf16")
+    zero = result["zero_optimization"]
+    assert {name for name in ("optimizer", "param") if f"offload_{name}" in zero} == parts
+    assert all(zero[f"offload_{name}"]["device"] == "cpu" for name in parts)
+    assert result.get("zero_force_ds_cpu_optimizer", True) is (not parts)
+    with pytest.raises(UserError, match="offload must be none or optimizer with zero_stage 2"):
+        settings(offload="all", zero_stage=2)
+
+
+def test_fp16_scale_follows_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed's scaler with our numbers: 2^11, halved at the second overflow, doubled after 500
+    good steps, and an error where it can fall no further."""
+    from deepspeed.runtime.fp16 import loss_scaler
+
+    monkeypatch.setattr(loss_scaler.dist, "get_rank", lambda: 1)
+    chosen = settings(dtype="fp16")
+    fp16 = deepspeed_config(chosen, Batches.of(chosen, 1), "fp16")["fp16"]
+    scaler = loss_scaler.DynamicLossScaler(
+        init_scale=2 ** fp16["initial_scale_power"],
+        scale_window=fp16["loss_scale_window"],
+        min_scale=fp16["min_loss_scale"],
+        delayed_shift=fp16["hysteresis"],
+        consecutive_hysteresis=False,
+    )
+    scales = []
+    for overflow in (True, True, *[False] * 501):
+        scaler.update_scale(overflow)
+        scales.append(scaler.cur_scale)
+    assert scales[:3] == [2048, 1024, 1024] and scales[500:] == [1024, 1024, 2048]
+    with pytest.raises(Exception, match="loss scale already at minimum"):
+        for _ in range(20):
+            scaler.update_scale(True)
