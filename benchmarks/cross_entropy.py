@@ -17,8 +17,8 @@ from llmjp_ext.reference.cross_entropy import cross_entropy as definition
 from llmjp_ext.testing import GRADIENT_FACTOR
 
 VOCAB, VALID_VOCAB = 50688, 50570
-CUDA_SHAPES = ((8192, VOCAB), (2048, VOCAB))
-# The small and the large are of other models.
+# The small and the large vocabularies are of other models.
+CUDA_SHAPES = ((8192, VOCAB), (2048, VOCAB), (1024, 256000))
 CPU_SHAPES = ((256, VOCAB), (2048, 1000), (64, 256000))
 QUICK_SHAPES = ((32, 512),)
 COMPILED = "torch.compile"

@@ -1,8 +1,9 @@
-"""layer_norm at LLM-jp's shapes: forward, forward with a residual addition, and backward.
+"""layer_norm at LLM-jp's shapes: forward and backward, with a residual addition and dropout too.
 
 The bytes are those that csrc/norm is written for. Forward reads x (and residual) and writes y (and
-r); backward reads dy and r and writes dx; both touch the statistics (two float32 a row), weight and
-bias once more. The workspace of dweight and dbias is not counted: it is the kernel's own choice.
+r); backward reads dy and r (and dr) and writes dx; both touch the statistics (two float32 a row),
+weight and bias once more. The workspace of dweight and dbias is not counted: it is the kernel's own
+choice.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,13 +15,13 @@ from torch import Tensor
 
 import llmjp_ext
 from benchmarks.harness import OURS, Candidate, Case, accuracy_check, missing
-from benchmarks.harness.norm_dropout import norm_dropout_case
+from benchmarks.harness.norm_dropout import norm_dropout_backward_case, norm_dropout_case
 from llmjp_ext.reference.layer_norm import layer_norm as definition
 from llmjp_ext.testing import GRADIENT_FACTOR
 
-# Rows are tokens of a micro-batch (64 in decoding), widths those of the 1.3B and 13B models and of
-# a large one.
-CUDA_SHAPES = ((8192, 2048), (8192, 5120), (4096, 12288), (64, 2048))
+# Rows are tokens of a micro-batch (64 in decoding), widths those of the 1.3B and 13B models, of a
+# large one, and the widest that is read once.
+CUDA_SHAPES = ((8192, 2048), (8192, 5120), (4096, 12288), (64, 2048), (512, 65536))
 CPU_SHAPES = ((2048, 2048), (1024, 5120), (64, 2048))
 QUICK_SHAPES = ((64, 256),)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -128,22 +129,24 @@ def forward_case(
     )
 
 
-def backward_case(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Case:
-    """dx, dweight and dbias of y's gradient; the forward pass before it is not timed."""
-    tensors = inputs(rows, width, dtype, device, with_residual=False)
-    present, absent = functions(device, with_residual=False)
+def backward_case(
+    rows: int, width: int, dtype: torch.dtype, device: torch.device, with_residual: bool
+) -> Case:
+    """Gradients of all inputs; the forward pass before it is not timed."""
+    tensors = inputs(rows, width, dtype, device, with_residual)
+    present, absent = functions(device, with_residual)
     leaves = [t.requires_grad_() for t in tensors]
-    dy = torch.randn(rows, width, device=device, dtype=dtype)
+    gradients = [torch.randn_like(tensors[0]) for _ in range(1 + with_residual)]
 
-    def backward(y: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(y, leaves, dy)
+    def backward(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(outputs, leaves, gradients)
 
     exact_leaves = [t.detach().double().requires_grad_() for t in leaves]
-    (exact_y,) = truth(exact_leaves)
-    names = ("dx", "dweight", "dbias")
-    exact = torch.autograd.grad(exact_y, exact_leaves, dy.double())
+    names = ("dx", *(["dresidual"] if with_residual else []), "dweight", "dbias")
+    exact = torch.autograd.grad(truth(exact_leaves), exact_leaves, [g.double() for g in gradients])
+    passes = 4 if with_residual else 3
     return Case(
-        name="backward",
+        name="backward + residual" if with_residual else "backward",
         shape=f"{rows} x {width}",
         dtype=str(dtype).removeprefix("torch."),
         candidates={
@@ -152,18 +155,21 @@ def backward_case(rows: int, width: int, dtype: torch.dtype, device: torch.devic
         },
         check=accuracy_check(
             dict(zip(names, exact, strict=True)),
-            backward(eager(*leaves)),
+            backward((eager_residual if with_residual else eager)(*leaves)),
             dict.fromkeys(names, GRADIENT_FACTOR),
         ),
-        bytes=(3 * rows + 3) * width * dtype.itemsize + 2 * 4 * rows,
+        bytes=(passes * rows + 3) * width * dtype.itemsize + 2 * 4 * rows,
         absent=absent,
     )
 
 
-def dropout_case(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Case:
-    """y and r of x and residual, of x a tenth dropped."""
+def dropout_case(
+    rows: int, width: int, dtype: torch.dtype, device: torch.device, backward: bool
+) -> Case:
+    """y and r of x and residual, of x a tenth dropped; or the gradients."""
     weight, bias = (torch.randn(width, device=device, dtype=dtype) for _ in range(2))
-    return norm_dropout_case(
+    make = norm_dropout_backward_case if backward else norm_dropout_case
+    return make(
         rows,
         width,
         dtype,
@@ -171,9 +177,10 @@ def dropout_case(rows: int, width: int, dtype: torch.dtype, device: torch.device
         ours=lambda x, residual, share: llmjp_ext.layer_norm(
             x, weight, bias, EPS, residual=residual, dropout_p=share
         ),
-        plain_norm=lambda r: eager(r, weight, bias),
-        exact_norm=lambda r: definition(r, weight.double(), bias.double(), EPS),
-        other_bytes=2 * width * dtype.itemsize + 8 * rows,
+        plain_norm=eager,
+        exact_norm=lambda r, *affine: definition(r, *affine, EPS),
+        parameters=[weight, bias],
+        other_bytes=8 * rows,
     )
 
 
@@ -185,5 +192,8 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
         for dtype in DTYPES:
             yield forward_case(rows, width, dtype, device, with_residual=False)
             yield forward_case(rows, width, dtype, device, with_residual=True)
-            yield dropout_case(rows, width, dtype, device)
-            yield backward_case(rows, width, dtype, device)
+            yield dropout_case(rows, width, dtype, device, backward=False)
+            yield backward_case(rows, width, dtype, device, with_residual=False)
+        # In the dtype of training alone: GPU machines are lent for minutes.
+        yield backward_case(rows, width, torch.bfloat16, device, with_residual=True)
+        yield dropout_case(rows, width, torch.bfloat16, device, backward=True)

@@ -1,7 +1,8 @@
-"""rms_norm at the shapes of LLM-jp's and larger models: forward, with a residual, and backward.
+"""rms_norm at the shapes of LLM-jp's and larger models: both directions, residual and dropout too.
 
-Bytes: forward reads x (and residual) and writes y (and r); backward reads dy and r and writes dx;
-both touch rstd (one float32 a row) and the weight. The workspace of dweight is not counted.
+Bytes: forward reads x (and residual) and writes y (and r); backward reads dy and r (and dr) and
+writes dx; both touch rstd (one float32 a row) and the weight. The workspace of dweight is not
+counted.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,11 +14,11 @@ from torch import Tensor
 
 import llmjp_ext
 from benchmarks.harness import OURS, Candidate, Case, accuracy_check, missing
-from benchmarks.harness.norm_dropout import norm_dropout_case
+from benchmarks.harness.norm_dropout import norm_dropout_backward_case, norm_dropout_case
 from llmjp_ext.reference.rms_norm import rms_norm as definition
 from llmjp_ext.testing import GRADIENT_FACTOR
 
-CUDA_SHAPES = ((8192, 2048), (8192, 5120), (4096, 12288), (64, 2048))
+CUDA_SHAPES = ((8192, 2048), (8192, 5120), (4096, 12288), (64, 2048), (512, 65536))
 CPU_SHAPES = ((2048, 2048), (64, 2048))
 QUICK_SHAPES = ((64, 256),)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -51,6 +52,13 @@ def liger(x: Tensor, weight: Tensor) -> Tensor:
     return LigerRMSNormFunction.apply(x, weight, EPS)
 
 
+def liger_residual(x: Tensor, weight: Tensor, residual: Tensor) -> tuple[Tensor, ...]:
+    """Liger's kernel with the addition in it."""
+    from liger_kernel.ops.fused_add_rms_norm import LigerFusedAddRMSNormFunction
+
+    return LigerFusedAddRMSNormFunction.apply(x, residual, weight, EPS)
+
+
 def functions(device: torch.device, with_residual: bool) -> tuple[dict[str, Function], dict]:
     """The candidates by name, and the peers that this machine cannot run with the reason."""
     plain = eager_residual if with_residual else eager
@@ -60,10 +68,8 @@ def functions(device: torch.device, with_residual: bool) -> tuple[dict[str, Func
         return present, {COMPILED: "measured on CUDA only", LIGER: "needs CUDA"}
     present[COMPILED] = torch.compile(plain, fullgraph=True, dynamic=False)
     reason = missing("liger_kernel", "liger-kernel")
-    if reason is None and with_residual:
-        reason = "measured without a residual"
     if reason is None:
-        present[LIGER] = liger
+        present[LIGER] = liger_residual if with_residual else liger
     else:
         absent[LIGER] = reason
     return present, absent
@@ -109,22 +115,24 @@ def forward_case(
     )
 
 
-def backward_case(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Case:
-    """dx and dweight of y's gradient; the forward pass before it is not timed."""
-    tensors = inputs(rows, width, dtype, device, with_residual=False)
-    present, absent = functions(device, with_residual=False)
+def backward_case(
+    rows: int, width: int, dtype: torch.dtype, device: torch.device, with_residual: bool
+) -> Case:
+    """Gradients of all inputs; the forward pass before it is not timed."""
+    tensors = inputs(rows, width, dtype, device, with_residual)
+    present, absent = functions(device, with_residual)
     leaves = [t.requires_grad_() for t in tensors]
-    dy = torch.randn(rows, width, device=device, dtype=dtype)
+    gradients = [torch.randn_like(tensors[0]) for _ in range(1 + with_residual)]
 
-    def backward(y: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(y, leaves, dy)
+    def backward(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(outputs, leaves, gradients)
 
     exact_leaves = [t.detach().double().requires_grad_() for t in leaves]
-    (exact_y,) = truth(exact_leaves)
-    names = ("dx", "dweight")
-    exact = torch.autograd.grad(exact_y, exact_leaves, dy.double())
+    names = ("dx", "dweight", *(["dresidual"] if with_residual else []))
+    exact = torch.autograd.grad(truth(exact_leaves), exact_leaves, [g.double() for g in gradients])
+    passes = 4 if with_residual else 3
     return Case(
-        name="backward",
+        name="backward + residual" if with_residual else "backward",
         shape=f"{rows} x {width}",
         dtype=str(dtype).removeprefix("torch."),
         candidates={
@@ -133,18 +141,21 @@ def backward_case(rows: int, width: int, dtype: torch.dtype, device: torch.devic
         },
         check=accuracy_check(
             dict(zip(names, exact, strict=True)),
-            backward(eager(*leaves)),
+            backward((eager_residual if with_residual else eager)(*leaves)),
             dict.fromkeys(names, GRADIENT_FACTOR),
         ),
-        bytes=(3 * rows + 2) * width * dtype.itemsize + 4 * rows,
+        bytes=(passes * rows + 2) * width * dtype.itemsize + 4 * rows,
         absent=absent,
     )
 
 
-def dropout_case(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Case:
-    """y and r of x and residual, of x a tenth dropped."""
+def dropout_case(
+    rows: int, width: int, dtype: torch.dtype, device: torch.device, backward: bool
+) -> Case:
+    """y and r of x and residual, of x a tenth dropped; or the gradients."""
     weight = torch.randn(width, device=device, dtype=dtype)
-    return norm_dropout_case(
+    make = norm_dropout_backward_case if backward else norm_dropout_case
+    return make(
         rows,
         width,
         dtype,
@@ -152,9 +163,10 @@ def dropout_case(rows: int, width: int, dtype: torch.dtype, device: torch.device
         ours=lambda x, residual, share: llmjp_ext.rms_norm(
             x, weight, EPS, residual=residual, dropout_p=share
         ),
-        plain_norm=lambda r: eager(r, weight),
-        exact_norm=lambda r: definition(r, weight.double(), EPS),
-        other_bytes=width * dtype.itemsize + 4 * rows,
+        plain_norm=eager,
+        exact_norm=lambda r, scale: definition(r, scale, EPS),
+        parameters=[weight],
+        other_bytes=4 * rows,
     )
 
 
@@ -166,5 +178,8 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
         for dtype in DTYPES:
             yield forward_case(rows, width, dtype, device, with_residual=False)
             yield forward_case(rows, width, dtype, device, with_residual=True)
-            yield dropout_case(rows, width, dtype, device)
-            yield backward_case(rows, width, dtype, device)
+            yield dropout_case(rows, width, dtype, device, backward=False)
+            yield backward_case(rows, width, dtype, device, with_residual=False)
+        # In the dtype of training alone: GPU machines are lent for minutes.
+        yield backward_case(rows, width, torch.bfloat16, device, with_residual=True)
+        yield dropout_case(rows, width, torch.bfloat16, device, backward=True)

@@ -101,6 +101,8 @@ def test_layer_norm(place: str, tmp_path: Path) -> None:
         "forward + residual",
         "forward + residual + dropout",
         "backward",
+        "backward + residual",
+        "backward + residual + dropout",
     }
     assert {dtype for _, dtype in cases} == {"float32", "float16", "bfloat16"}
     # With dropout the peers are others.
