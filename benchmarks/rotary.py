@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import llmjp_ext
-from benchmarks.harness import OURS, Candidate, Case, accuracy_check
+from benchmarks.harness import OURS, Candidate, Case, accuracy_check, missing
 from llmjp_ext.reference.rotary import rotary as definition
 from llmjp_ext.testing import GRADIENT_FACTOR
 
@@ -21,17 +21,28 @@ CPU_SHAPES = ((1, 512, 16, 16, 128), (1, 1, 16, 16, 128))
 QUICK_SHAPES = ((1, 8, 4, 2, 64),)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 COMPILED = "torch.compile"
+LIGER = "Liger"
 
 Function = Callable[..., Any]
 Shape = tuple[int, int, int, int, int]
+
+
+def liger(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Liger's Triton kernel, in place but for the copies that it makes of slices."""
+    from liger_kernel.ops.rope import LigerRopeFunction
+
+    q, k, *_ = LigerRopeFunction.apply(q.transpose(1, 2), k.transpose(1, 2), cos[None], sin[None])
+    return q.transpose(1, 2), k.transpose(1, 2)
 
 
 def functions(device: torch.device) -> tuple[dict[str, Function], dict[str, str]]:
     """The candidates by name, and the peers that this machine cannot run with the reason."""
     present: dict[str, Function] = {OURS: llmjp_ext.rotary, "PyTorch": definition}
     if device.type != "cuda":
-        return present, {COMPILED: "measured on CUDA only"}
-    return {**present, COMPILED: torch.compile(definition, fullgraph=True, dynamic=False)}, {}
+        return present, {COMPILED: "measured on CUDA only", LIGER: "needs CUDA"}
+    present[COMPILED] = torch.compile(definition, fullgraph=True, dynamic=False)
+    reason = missing("liger_kernel", "liger-kernel")
+    return ({**present, LIGER: liger}, {}) if reason is None else (present, {LIGER: reason})
 
 
 def inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> list[Tensor]:

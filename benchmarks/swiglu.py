@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import llmjp_ext
-from benchmarks.harness import OURS, Candidate, Case, accuracy_check
+from benchmarks.harness import OURS, Candidate, Case, accuracy_check, missing
 from llmjp_ext.reference.swiglu import swiglu as definition
 from llmjp_ext.testing import GRADIENT_FACTOR
 
@@ -22,6 +22,7 @@ CPU_SHAPES = ((512, 11008), (64, 11008))
 QUICK_SHAPES = ((64, 256),)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 COMPILED = "torch.compile"
+LIGER = "Liger"
 
 Function = Callable[..., Any]
 
@@ -31,12 +32,21 @@ def eager(gate: Tensor, up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
+def liger(gate: Tensor, up: Tensor) -> Tensor:
+    """Liger's Triton kernel, which copies what is not contiguous."""
+    from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+
+    return LigerSiLUMulFunction.apply(gate, up)
+
+
 def functions(device: torch.device) -> tuple[dict[str, Function], dict[str, str]]:
     """The candidates by name, and the peers that this machine cannot run with the reason."""
     present: dict[str, Function] = {OURS: llmjp_ext.swiglu, "F.silu": eager}
     if device.type != "cuda":
-        return present, {COMPILED: "measured on CUDA only"}
-    return {**present, COMPILED: torch.compile(eager, fullgraph=True, dynamic=False)}, {}
+        return present, {COMPILED: "measured on CUDA only", LIGER: "needs CUDA"}
+    present[COMPILED] = torch.compile(eager, fullgraph=True, dynamic=False)
+    reason = missing("liger_kernel", "liger-kernel")
+    return ({**present, LIGER: liger}, {}) if reason is None else (present, {LIGER: reason})
 
 
 def inputs(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
