@@ -2,6 +2,9 @@
 
 Forward reads x and writes y; backward reads x and dy and writes dx; the bias and its gradient come
 once more. Two separate kernels, an addition and a GELU, move twice as much in forward.
+
+The cases of a linear layer tell where its bias is best added: by this op, or by the matrix product,
+whose epilogue (cuBLASLt's) adds it on the way out and in inference can apply the GELU, too.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,6 +25,8 @@ CPU_SHAPES = ((512, 8192), (64, 8192))
 QUICK_SHAPES = ((64, 256),)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 COMPILED = "torch.compile"
+BIAS_IN_PRODUCT = f"{OURS} bias in the product"
+EPILOGUE = "cuBLASLt's epilogue"
 
 Function = Callable[..., Any]
 
@@ -100,11 +105,67 @@ def backward_case(rows: int, width: int, dtype: torch.dtype, device: torch.devic
     )
 
 
+def bias_in_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The matrix product adds the bias; the op is left with the GELU."""
+    return llmjp_ext.bias_gelu(torch.addmm(bias, x, weight), approximate="tanh")
+
+
+def linear_case(
+    rows: int, width: int, dtype: torch.dtype, device: torch.device, train: bool
+) -> Case:
+    """GELU of a linear layer from a quarter of the width: in inference, or with all gradients."""
+    shapes = ((rows, width // 4), (width // 4, width), (width,))
+    scales = (1.0, (width // 4) ** -0.5, 1.0)
+    leaves = [
+        (torch.randn(shape, device=device) * scale).to(dtype).requires_grad_(train)
+        for shape, scale in zip(shapes, scales, strict=True)
+    ]
+    layers: dict[str, Function] = {
+        OURS: lambda x, w, b: ours(x @ w, b),
+        BIAS_IN_PRODUCT: bias_in_product,
+        "F.gelu": lambda x, w, b: F.gelu(torch.addmm(b, x, w), approximate="tanh"),
+    }
+    absent = {}
+    if train:
+        absent[EPILOGUE] = "torch has no gradient of it: it keeps no argument of the GELU"
+    elif device.type != "cuda":
+        absent[EPILOGUE] = "needs CUDA"
+    else:
+        layers[EPILOGUE] = lambda x, w, b: torch._addmm_activation(b, x, w, use_gelu=True)
+    dy = torch.randn(rows, width, device=device).to(dtype)
+
+    def results(layer: Function, tensors: list[Tensor]) -> list[Tensor]:
+        if train:
+            return list(torch.autograd.grad(layer(*tensors), tensors, dy.to(tensors[0])))
+        return [layer(*tensors)]
+
+    wide = [t.detach().double().requires_grad_(train) for t in leaves]
+    exact = results(lambda x, w, b: definition(x @ w, b, approximate="tanh"), wide)
+    names = ("dx", "dweight", "dbias") if train else ("y",)
+    return Case(
+        name="linear, forward + backward" if train else "linear, forward",
+        shape=f"{rows} x {width // 4} x {width}",
+        dtype=str(dtype).removeprefix("torch."),
+        candidates={
+            name: Candidate(lambda f=layer: results(f, leaves)) for name, layer in layers.items()
+        },
+        check=accuracy_check(
+            dict(zip(names, exact, strict=True)),
+            results(layers["F.gelu"], leaves),
+            dict.fromkeys(names, GRADIENT_FACTOR) if train else None,
+        ),
+        flops=(6 if train else 2) * rows * (width // 4) * width,
+        absent=absent,
+    )
+
+
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    """Both directions at every shape and dtype."""
+    """Both directions at every shape and dtype; a linear layer before it in bfloat16."""
     torch.manual_seed(0)
     shapes = QUICK_SHAPES if quick else CUDA_SHAPES if device.type == "cuda" else CPU_SHAPES
     for rows, width in shapes:
         for dtype in DTYPES:
             yield forward_case(rows, width, dtype, device)
             yield backward_case(rows, width, dtype, device)
+        for train in (False, True):
+            yield linear_case(rows, width, torch.bfloat16, device, train)

@@ -208,6 +208,14 @@ def test_report_judges_each_goal() -> None:
             "attention_decode", "decode", "32 x 32760 of 32768, 64/8 x 64", {"llmjp_ext": 0.2}, size
         ),
         *measured("attention_decode", "decode", "32 x 32760, 8 tokens", {"llmjp_ext": 0.125}, size),
+        *measured("adamw", "step", "1", {"torch fused": 0.125, "torch foreach": 0.5}, size),
+        *measured(
+            "bias_gelu",
+            "linear, forward",
+            "8192 x 2048 x 8192",
+            {"llmjp_ext": 1.0, "llmjp_ext bias in the product": 1.5, "cuBLASLt's epilogue": 0.9},
+            0,
+        ),
         *measured("sample", "top-p", "32 x 50688", {"llmjp_ext": 1.0, "PyTorch": 2.0}, size),
         *measured("sample", "top-p", "64 x 50688", {"llmjp_ext": 1.0, "PyTorch": 11.0}, size),
     ]
@@ -221,6 +229,10 @@ def test_report_judges_each_goal() -> None:
     assert norms[2:4] == ["**1** of 2", "0.8"] and "rms_norm forward 8192" in norms[4]
     assert line(text, "linear_cross_entropy")[2:4] == ["all of 1", "1.2"]
     assert line(text, "sample, 1 and 64 rows")[2:4] == ["all of 1", "11"]
+    assert line(text, "torch's fused AdamW")[2:4] == ["**0** of 1", "0.8"]
+    assert line(text, "bias_gelu of a linear layer: ")[2:4] == ["all of 1", "1.5"]
+    assert line(text, "bias_gelu of a linear layer, inf")[2:4] == ["**0** of 2", "0.6"]
+    assert line(text, "bias_gelu: of the copy")[2] == "not measured"
     assert line(text, "attention_varlen")[2:4] == ["**0** of 1", "0.8"]
     assert line(text, "attention_decode, 1 M keys")[2:4] == ["**0** of 1", "0.5"]
     assert line(text, "attention_decode, 8 tokens")[2:4] == ["all of 1", "0.8"]
