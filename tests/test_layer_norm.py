@@ -115,6 +115,46 @@ def test_wide_rows_repeat_bit_for_bit(device: str, monkeypatch: pytest.MonkeyPat
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.gpu
+def test_wide_rows_in_a_cuda_graph() -> None:
+    """Blocks that wait for each other count anew in every replay."""
+    x, g = torch.randn(2, 70, 32768, device="cuda", dtype=torch.bfloat16)
+    weight = torch.randn(32768, device="cuda", dtype=torch.bfloat16)
+    leaf = x.clone().requires_grad_()
+    stream = torch.cuda.Stream()  # as capture asks, the first call is on another stream
+    with torch.cuda.stream(stream):
+        torch.autograd.grad(op(leaf, weight, None, None), leaf, g)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = op(leaf, weight, None, None)
+        (dx,) = torch.autograd.grad(y, leaf, g)
+    for _ in range(3):
+        with torch.no_grad():
+            leaf.copy_(torch.randn_like(x))
+        graph.replay()
+        expected_y, expected_dx, *_ = run(op, [leaf, weight, None, None], [g])
+        assert torch.equal(y, expected_y) and torch.equal(dx, expected_dx)
+
+
+@pytest.mark.gpu
+def test_wide_rows_on_two_streams() -> None:
+    """Grids that each need all of their blocks at once do not keep each other from it."""
+    weight = torch.randn(32768, device="cuda")
+    tensors = [torch.randn(2, 200, 32768, device="cuda").unbind() for _ in range(2)]
+    expected = [run(op, [x, weight, None, None], [g]) for x, g in tensors]
+    streams = [torch.cuda.Stream() for _ in tensors]
+    torch.cuda.synchronize()
+    for _ in range(5):
+        actual = []
+        for stream, (x, g) in zip(streams, tensors, strict=True):
+            with torch.cuda.stream(stream):
+                actual.append(run(op, [x, weight, None, None], [g]))
+        torch.cuda.synchronize()
+        for mine, wanted in zip(actual, expected, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(mine, wanted, strict=True))
+
+
 @pytest.mark.parametrize("dtypes", MIXED, ids=str)
 @pytest.mark.parametrize("width", [40, 1023, 2048])
 def test_mixed_dtypes(device: str, width: int, dtypes: tuple[torch.dtype, ...]) -> None:
