@@ -42,6 +42,16 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+@pytest.fixture(params=["simt", pytest.param("cuda", marks=pytest.mark.gpu)])
+def kernel_device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The device of a test's tensors where only the kernels run: simulated on the CPU, or a GPU."""
+    if request.param == "simt":
+        with simulated_kernels():
+            yield "cpu"
+    else:
+        yield request.param
+
+
 @pytest.fixture
 def sums_in_any_order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Simulated kernels ask PyTorch for deterministic algorithms for their own ends: the ops do not

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 import llmjp_ext
-from attention_cases import lengths, run
+from attention_cases import lengths, on, run
+from llmjp_ext import _library
 from llmjp_ext.testing import simulated_kernels
 from test_attention import check, tensors
 
@@ -23,21 +25,76 @@ ORDERED_CASES = {
 
 
 @pytest.mark.parametrize("case", ORDERED_CASES)
-def test_deterministic_gradients_repeat_bit_for_bit(case: str) -> None:
+def test_deterministic_gradients_repeat_bit_for_bit(
+    kernel_device: str, case: str, monkeypatch
+) -> None:
     """Under torch.use_deterministic_algorithms, whichever block and thread comes first; the sums
     keep the numerics rule. Every simulated launch has another order."""
+    # Of the ops alone: the reference's matrix products have no fixed order on a GPU.
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     shape, options = ORDERED_CASES[case]
-    with simulated_kernels():
-        check("cpu", torch.bfloat16, shape, options)
-        inputs = tensors(shape, "cpu", torch.bfloat16)
+    check(kernel_device, torch.bfloat16, shape, options)
+    inputs = tensors(shape, kernel_device, torch.bfloat16)
+    options = on(kernel_device, options)
 
-        def op(*leaves: Tensor):
-            return llmjp_ext.attention(*leaves, **options, return_lse=True)
+    def op(*leaves: Tensor):
+        return llmjp_ext.attention(*leaves, **options, return_lse=True)
 
-        dout = torch.randn_like(inputs[0])
-        expected = run(op, inputs, dout, None)
-        for a, b in zip(run(op, inputs, dout, None), expected, strict=True):
-            assert torch.equal(a, b), f"seed {torch.initial_seed()}"
+    dout = torch.randn_like(inputs[0])
+    expected = run(op, inputs, dout, None)
+    for a, b in zip(run(op, inputs, dout, None), expected, strict=True):
+        assert torch.equal(a, b), f"seed {torch.initial_seed()}"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("width", [64, 128, 256])
+def test_a_fixed_order_on_a_busy_gpu(width: int) -> None:
+    """Launches of many blocks on two streams at once, and a graph's replays, which start with the
+    counters of the last one: each repeats the bits of a launch alone."""
+    ops = torch.ops.llmjp_ext
+    problems = []
+    for tokens in (4096, 1000):
+        q, dout = torch.randn(2, 2, tokens, 8, width, device="cuda").bfloat16()
+        k, v = torch.randn(2, 2, tokens, 2, width, device="cuda").bfloat16()
+        options = (None, None, None, None, None, -1, 0, 0.0, 0.0)
+        out, lse = ops.attention_fwd(q, k, v, *options)
+        problems.append((dout, None, q, k, v, out, lse, *options, True))
+    expected = [ops.attention_bwd(*problem) for problem in problems]
+    torch.cuda.synchronize()
+
+    results: list[list[list[Tensor]]] = [[], []]
+    streams = [torch.cuda.Stream() for _ in problems]
+    for _ in range(10):
+        for stream, problem, own in zip(streams, problems, results, strict=True):
+            with torch.cuda.stream(stream):
+                own.append(list(ops.attention_bwd(*problem)))
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = ops.attention_bwd(*problems[0])
+    for _ in range(3):
+        graph.replay()
+        results[0].append([t.clone() for t in captured])
+    for own, first in zip(results, expected, strict=True):
+        for again in own:
+            for a, b in zip(again, first, strict=True):
+                assert torch.equal(a, b), f"seed {torch.initial_seed()}"
+
+
+@pytest.mark.parametrize("width", [0, 264])
+def test_head_dimensions_of_no_tile(width: int) -> None:
+    """The public functions refuse them with a ValueError before anything is launched."""
+    if not _library.has_cuda_kernel("attention_fwd"):
+        pytest.skip("this build holds no CUDA kernels")
+    words = f"attention(_varlen)?: head_dim must be 1 to 256 on CUDA, got {width}"
+    with FakeTensorMode():  # of a GPU that need not be there
+        q = torch.empty(2, 3, 4, width, device="cuda", dtype=torch.float16)
+        rows = torch.empty(6, 4, width, device="cuda", dtype=torch.float16)
+        bounds = torch.empty(4, device="cuda", dtype=torch.int32)
+        with pytest.raises(ValueError, match=words):
+            llmjp_ext.attention(q, q, q)
+        with pytest.raises(ValueError, match=words):
+            llmjp_ext.attention_varlen(rows, rows, rows, bounds, bounds, 3, 3)
 
 
 @pytest.mark.parametrize(

@@ -10,32 +10,32 @@ from llmjp_ext.testing import simulated_kernels
 from test_attention_varlen import Packing, check
 
 
-def test_deterministic_gradients_repeat_bit_for_bit() -> None:
+def test_deterministic_gradients_repeat_bit_for_bit(kernel_device: str, monkeypatch) -> None:
     """Under torch.use_deterministic_algorithms, whichever block and thread comes first, several
     blocks of keys adding to a tile of dq; and they are those that each sequence has alone."""
     packing, heads = Packing((200, 9, 70), (200, 150, 300), before=3), (2, 1, 64)
-    with simulated_kernels():
-        check("cpu", torch.bfloat16, packing, heads, {"causal": True})
-        inputs = packing.tensors(heads, "cpu", torch.bfloat16)
-        arguments = packing.arguments("cpu")
-        dout = torch.randn_like(inputs[0])
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    check(kernel_device, torch.bfloat16, packing, heads, {"causal": True})
+    inputs = packing.tensors(heads, kernel_device, torch.bfloat16)
+    arguments = packing.arguments(kernel_device)
+    dout = torch.randn_like(inputs[0])
 
-        def op(*leaves: Tensor):
-            return llmjp_ext.attention_varlen(*leaves, *arguments, causal=True, return_lse=True)
+    def op(*leaves: Tensor):
+        return llmjp_ext.attention_varlen(*leaves, *arguments, causal=True, return_lse=True)
 
-        expected = run(op, inputs, dout, None)
-        for a, b in zip(run(op, inputs, dout, None), expected, strict=True):
-            assert torch.equal(a, b), f"seed {torch.initial_seed()}"
+    expected = run(op, inputs, dout, None)
+    for a, b in zip(run(op, inputs, dout, None), expected, strict=True):
+        assert torch.equal(a, b), f"seed {torch.initial_seed()}"
 
-        def attention(*leaves: Tensor):
-            return llmjp_ext.attention(*leaves, causal=True, return_lse=True)
+    def attention(*leaves: Tensor):
+        return llmjp_ext.attention(*leaves, causal=True, return_lse=True)
 
-        rows, keys = slice(212, 282), slice(353, 653)
-        alone = [inputs[0][None, rows], inputs[1][None, keys], inputs[2][None, keys]]
-        parts = [expected[0][rows], expected[1][:, rows], expected[2][rows]]
-        parts += [gradient[keys] for gradient in expected[3:]]
-        for a, b in zip(run(attention, alone, dout[None, rows], None), parts, strict=True):
-            assert torch.equal(a[0], b), f"seed {torch.initial_seed()}"
+    rows, keys = slice(212, 282), slice(353, 653)
+    alone = [inputs[0][None, rows], inputs[1][None, keys], inputs[2][None, keys]]
+    parts = [expected[0][rows], expected[1][:, rows], expected[2][rows]]
+    parts += [gradient[keys] for gradient in expected[3:]]
+    for a, b in zip(run(attention, alone, dout[None, rows], None), parts, strict=True):
+        assert torch.equal(a[0], b), f"seed {torch.initial_seed()}"
 
 
 @pytest.mark.parametrize(

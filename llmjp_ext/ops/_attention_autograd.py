@@ -15,6 +15,7 @@ from llmjp_ext import _library
 from llmjp_ext.ops._support import distinct, needs_grad
 
 _TENSORS = 4
+LARGEST_HEAD_DIM = 256  # of the CUDA kernels' tiles
 
 
 def attend(op: str, q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
@@ -99,3 +100,5 @@ def check_keys(op: str, q: Tensor, k: Tensor, v: Tensor, leading: tuple[int | st
         raise ValueError(
             f"{op}: q's heads must be a multiple of k's, got {heads} and {k.shape[-2]}."
         )
+    if q.is_cuda and _library.has_cuda_kernel(f"{op}_fwd") and not 1 <= width <= LARGEST_HEAD_DIM:
+        raise ValueError(f"{op}: head_dim must be 1 to {LARGEST_HEAD_DIM} on CUDA, got {width}.")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llmjp_ext import _library
 from llmjp_ext.ops import _attention_torch
-from llmjp_ext.ops._attention_autograd import fake_fwd
+from llmjp_ext.ops._attention_autograd import LARGEST_HEAD_DIM, fake_fwd
 from llmjp_ext.ops._attention_torch import Scoring
 from llmjp_ext.ops._support import autocast_dtype, without_autocast
 from llmjp_ext.ops.attention import (
@@ -25,7 +25,6 @@ from llmjp_ext.ops.attention import (
 )
 
 _OP = "attention_decode"
-_LARGEST_HEAD_DIM = 256  # of the CUDA kernel's tiles
 
 
 @overload
@@ -199,14 +198,16 @@ def _check(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor | No
 def _check_for_kernel(k_cache: Tensor, v_cache: Tensor) -> None:
     """Caches are read and written where they lie, in pieces of 16 bytes."""
     width = k_cache.shape[3]
-    if width % 8 != 0 or not 8 <= width <= _LARGEST_HEAD_DIM:
+    if width % 8 != 0 or not 8 <= width <= LARGEST_HEAD_DIM:
         raise ValueError(
-            f"{_OP}: head_dim must be a multiple of 8 up to {_LARGEST_HEAD_DIM} on CUDA, got "
+            f"{_OP}: head_dim must be a multiple of 8 up to {LARGEST_HEAD_DIM} on CUDA, got "
             f"{width}."
         )
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
         strides = cache.stride()
-        if strides[3] != 1 or any(stride % 8 != 0 for stride in strides[:3]):
+        # A dimension of one element may have any stride.
+        steps = [s for size, s in zip(cache.shape[:3], strides[:3], strict=True) if size > 1]
+        if strides[3] != 1 or any(step % 8 != 0 for step in steps):
             raise ValueError(
                 f"{_OP}: {name}'s strides must be multiples of 8 and the last 1 on CUDA, got "
                 f"{list(strides)}."
