@@ -291,15 +291,28 @@ def sanitize_sample(device: torch.device) -> int:
     return len(cases)
 
 
+def check_attention(out: Tensor, lse: Tensor, leaves: list[Tensor]) -> None:
+    """Values, and gradients through both of them with sums in any order and in a fixed one."""
+    assert bool(out.isfinite().all())
+    assert not bool(lse.isnan().any())
+    given = torch.randn_like(out), torch.randn_like(lse)
+    for fixed in (False, True):
+        torch.use_deterministic_algorithms(fixed)
+        gradients = torch.autograd.grad((out, lse), leaves, given, retain_graph=True)
+        assert all(bool(gradient.isfinite().all()) for gradient in gradients)
+    torch.use_deterministic_algorithms(False)
+
+
 def sanitize_attention(device: torch.device) -> int:
-    """Every tile of the forward kernels, with lengths and widths that end inside a tile."""
+    """Every tile of the kernels, with lengths and widths that end inside a tile."""
     lengths = ((1, 1), (17, 203), (128, 128), (300, 65))
     calls = 0
     for dtype, (tokens, keys), width in itertools.product(
         (FLOAT16, BFLOAT16), lengths, (40, 64, 128, 136, 256)
     ):
         packed = torch.randn(2, max(tokens, keys), 8, width, device=device, dtype=dtype)
-        q, k, v = packed[:, :tokens, :4], packed[:, :keys, 4:6], packed[:, :keys, 6:]
+        parts = packed[:, :tokens, :4], packed[:, :keys, 4:6], packed[:, :keys, 6:]
+        q, k, v = leaves = [part.detach().requires_grad_() for part in parts]
         ends = torch.tensor([keys, keys // 2], device=device, dtype=torch.int32)
         slopes = torch.rand(4, device=device)
         for options in (
@@ -309,16 +322,37 @@ def sanitize_attention(device: torch.device) -> int:
             {"softcap": 5.0, "alibi_slopes": slopes, "dropout_p": 0.3},
         ):
             out, lse = llmjp_ext.attention(q, k, v, return_lse=True, **options)
-            assert bool(out.isfinite().all())
-            assert not bool(lse.isnan().any())
+            check_attention(out, lse, leaves)
             calls += 1
             if not options:
                 expected = torch.nn.functional.scaled_dot_product_attention(
-                    *(t.float().transpose(1, 2) for t in (q, k, v)), enable_gqa=True
+                    *(t.detach().float().transpose(1, 2) for t in leaves), enable_gqa=True
                 )
                 torch.testing.assert_close(
                     out.float(), expected.transpose(1, 2), rtol=0.05, atol=0.05
                 )
+    return calls
+
+
+def sanitize_attention_varlen(device: torch.device) -> int:
+    """Packed sequences, some of them without queries or keys, between rows of none."""
+    bounds_q = torch.tensor([3, 3, 20, 150, 153, 290], device=device, dtype=torch.int32)
+    bounds_k = torch.tensor([0, 40, 40, 200, 290, 295], device=device, dtype=torch.int32)
+    calls = 0
+    for dtype, width in itertools.product((FLOAT16, BFLOAT16), (40, 64, 128, 136, 256)):
+        packed = torch.randn(300, 8, width, device=device, dtype=dtype)
+        parts = packed[:, :4], packed[:, 4:6], packed[:, 6:]
+        leaves = [part.detach().requires_grad_() for part in parts]
+        for options in (
+            {},
+            {"causal": True, "window": (60, 0)},
+            {"softcap": 5.0, "alibi_slopes": torch.rand(4, device=device), "dropout_p": 0.3},
+        ):
+            out, lse = llmjp_ext.attention_varlen(
+                *leaves, bounds_q, bounds_k, 137, 160, return_lse=True, **options
+            )
+            check_attention(out, lse, leaves)
+            calls += 1
     return calls
 
 
@@ -368,6 +402,7 @@ def main() -> int:
         ("linear_cross_entropy", sanitize_linear_cross_entropy),
         ("sample", sanitize_sample),
         ("attention", sanitize_attention),
+        ("attention_varlen", sanitize_attention_varlen),
         ("attention_decode", sanitize_attention_decode),
     ):
         calls = sanitize(torch.device("cuda"))
