@@ -12,6 +12,9 @@ TOKENIZER_RESULTS := benchmarks/results/cpu/tokenizer.jsonl
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 FUZZ_SECONDS ?= 60
 FUZZ_CXX ?= clang++
+# Processes that share the tests, a file to each; WORKERS=0 runs them in this one, which a debugger needs.
+WORKERS ?= auto
+PYTEST := $(PY) -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup setup-dev demo test sweep fuzz bench bench-tokenizer lint format clean
 
@@ -22,10 +25,10 @@ demo: setup  ## Trains a small tokenizer and model and generates text, on whatev
 	$(PY) -m llmjp.cli demo
 
 test: setup-dev  ## Runs the test suite (ARGS='-k name' narrows it)
-	$(PY) -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 sweep: setup-dev  ## Runs the wide random sweeps that the tests leave out
-	$(PY) -m pytest -m sweep $(ARGS)
+	$(PYTEST) -m sweep $(ARGS)
 
 bench: setup-dev  ## Runs the benchmarks on this machine
 	$(PY) benchmarks/run.py $(ARGS)

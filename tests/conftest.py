@@ -1,6 +1,12 @@
 """Fixtures of the kernel tests: where an op runs, and the seed."""
 
+import os
 from collections.abc import Iterator
+
+# Processes that run tests side by side share the cores. torch reads this once, on import.
+if side_by_side := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    threads = max(1, len(os.sched_getaffinity(0)) // side_by_side)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 
 import pytest
 import torch
