@@ -1,6 +1,7 @@
 """Fixtures of the kernel tests: where an op runs, and the seed."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 # Processes that run tests side by side share the cores. torch reads this once, on import.
@@ -13,6 +14,9 @@ import torch
 
 import llmjp_ext.ops  # noqa: F401  tests call torch.ops.llmjp_ext without its functions
 from llmjp_ext.testing import simulated_kernels
+
+# Shells start what runs in the background with Ctrl-C ignored, and processes of tests inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BACKENDS = ["cpu", "simt", pytest.param("cuda", marks=pytest.mark.gpu)]
 
