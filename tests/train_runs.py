@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -97,16 +98,52 @@ def run_jobs(
     return [Result(**entry) for entry in json.loads(Path(f"{file}.0.out").read_text())]
 
 
-def start(folder: Path, arguments: list[Any]) -> subprocess.Popen[str]:
-    """Starts `llmjp train` as a process of its own, as a user does."""
+# Each file of a checkpoint takes half a second to write: training goes on meanwhile.
+SLOW_DISK = """
+import sys, time, torch
+from llmjp import cli
+
+save = torch.save
+
+def save_slowly(state, path):
+    path.touch()
+    time.sleep(0.5)
+    save(state, path)
+
+torch.save = save_slowly
+cli.run_alone(sys.argv[1:])
+"""
+
+
+def start(
+    folder: Path, arguments: list[Any], *, place: dict[str, str] | None = None, slow: bool = False
+) -> subprocess.Popen[str]:
+    """Starts `llmjp train` as a process of its own, as a user does.
+
+    Args:
+        folder: its working folder.
+        arguments: of the command.
+        place: a launcher's variables.
+        slow: whether it is on a SLOW_DISK.
+    """
     return subprocess.Popen(
-        [sys.executable, "-m", "llmjp.cli", "train", *map(str, arguments)],
+        [sys.executable, *(["-c", SLOW_DISK] if slow else ["-m", "llmjp.cli"]), "train",
+         *map(str, arguments)],
         cwd=folder,
-        env=environment(),
+        env={**environment(), **(place or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    )  # fmt: skip
+
+
+def places(count: int) -> list[dict[str, str]]:
+    """The variables of each of several processes on this machine, as a launcher sets them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
 def metrics(output: Path) -> list[dict[str, Any]]:

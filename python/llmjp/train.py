@@ -41,7 +41,8 @@ _FREE = {
         "model_set",
         "dropout",
     ),
-    *("save_interval", "keep_last", "save_hf_every", "log_interval", "valid_interval"),
+    *("save_interval", "keep_last", "async_save", "save_hf_every", "log_interval"),
+    "valid_interval",
     *("valid_samples", "micro_batch", "recompute", "deepspeed_config", "decay_steps", "dtype"),
     *("gpus", "gpu_memory", "dry_run", "init_std", "peak_tflops", "tensorboard", "wandb"),
     *("kernels", "max_skipped", "spike"),
@@ -122,8 +123,12 @@ def train(settings: TrainSettings, processes: "Processes") -> int:
     record = describe(settings, config, data, dtype, processes.world)
 
     lock = processes.first_alone(lambda: _own(Path(settings.output)))
-    folder = checkpoints.Checkpoints(Path(settings.output) / "checkpoints", settings.keep_last)
-    start = processes.together(lambda: find_start(settings, folder, record))
+    folder = checkpoints.Checkpoints(
+        Path(settings.output) / "checkpoints", settings.keep_last, settings.saves_in_background
+    )
+    # One process looks for all: machines may see a shared folder's last changes at other times.
+    found = processes.first_alone(lambda: find_start(settings, folder, record))
+    start = processes.shared(found)[0]
     source = None if start is not None else source
     world = processes.world if start is None else checkpoints.processes_of(start)
     dealt_anew = start is not None and world != processes.world and settings.zero_stage > 0
@@ -280,7 +285,7 @@ def find_start(settings: TrainSettings, folder: Any, record: dict[str, Any]) -> 
     Raises:
         UserError: there is one that the settings forbid to continue.
     """
-    from llmjp.training.checkpoints import read_record
+    from llmjp.training.checkpoints import check_whole, read_record
 
     start: Path | None = folder.latest()
     if start is None:
@@ -307,6 +312,7 @@ def find_start(settings: TrainSettings, folder: Any, record: dict[str, Any]) -> 
             else "set it back, continue with --resume changed, or name another output"
         )
         raise UserError(f"{start} was written with {name} = {old!r}, now {new!r}{more}: {advice}")
+    check_whole(start)
     return start
 
 

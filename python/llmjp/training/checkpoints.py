@@ -19,21 +19,29 @@ import torch
 
 from llmjp.errors import UserError
 from llmjp.training.processes import Processes
+from llmjp.training.writer import Writer, synchronise
 
 RECORD = "run.json"
 _NAME = re.compile(r"step-(\d+)")
 
 
 class Checkpoints:
-    """The folder of a run's checkpoints."""
+    """The folder of a run's checkpoints.
 
-    def __init__(self, folder: Path, keep_last: int) -> None:
+    begin() takes the state of a step and finish() makes a checkpoint of it; between them training
+    may go on, and all processes take turns in ready().
+    """
+
+    def __init__(self, folder: Path, keep_last: int, background: bool = False) -> None:
         """Args:
         folder: where they are, or will be.
         keep_last: how many are kept; 0 keeps all.
+        background: whether begin() only copies what is to be written.
         """
         self.folder = folder
         self._keep_last = keep_last
+        self._writer = Writer(background)
+        self._begun: dict[str, Any] | None = None  # the record of what is being written
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that are there, rising."""
@@ -58,71 +66,116 @@ class Checkpoints:
         steps = self.steps()
         return self.folder / f"step-{steps[-1]}" if steps else None
 
-    def save(self, engine: Any, step: int, record: dict[str, Any], processes: Processes) -> Path:
-        """Writes the checkpoint of `step`; every process must call this.
+    def begin(self, engine: Any, record: dict[str, Any], processes: Processes) -> None:
+        """Takes the state of a step; every process must call this. What was begun must be finished.
 
         Args:
             engine: the DeepSpeed engine.
-            step: optimizer steps done.
-            record: what read_record() gives back, of JSON's types.
+            record: what read_record() gives back, of JSON's types; `step` counts optimizer steps.
             processes: of the run.
 
-        Returns:
-            The checkpoint's folder.
-
         Raises:
-            UserError: it cannot be written, for instance because the disk is full. What was there
-                before is untouched.
+            UserError: nothing can be written there. What was there before is untouched.
         """
-        final = self.folder / f"step-{step}"
-        partial = self.folder / f".step-{step}.partial"
+        assert self._begun is None
 
         def prepare() -> None:
             self.folder.mkdir(parents=True, exist_ok=True)
             for rest in self.folder.glob(".step-*.partial"):
                 shutil.rmtree(rest)
 
-        def complete() -> None:
-            _write(partial / RECORD, json.dumps(record, indent=2) + "\n")
-            _synchronise(partial)
-            replaced = (
-                _hidden(final) if final.exists() else None
-            )  # a run went back and on from there
-            partial.rename(final)
-            if replaced is not None:
-                shutil.rmtree(replaced)
-            pointer = self.folder / ".latest.partial"
-            _write(pointer, final.name)
-            pointer.replace(self.folder / "latest")
-            _synchronise_folder(self.folder)
-            self._prune(step)
-
+        self._begun = record
+        engine.checkpoint_engine = self._writer
         try:
             processes.first_alone(prepare)
             # DeepSpeed waits for all processes inside: one that fails must end, not wait with them.
-            engine.save_checkpoint(
-                str(self.folder), tag=partial.name, client_state=record, save_latest=False
-            )
-            if processes.local_rank == 0 and not processes.first:
-                _synchronise(partial)
-            processes.barrier()
-            processes.first_alone(complete)
+            partial = self._path(partial=True)
+            engine.save_checkpoint(str(self.folder), tag=partial.name, save_latest=False)
         except (OSError, RuntimeError, UserError) as error:
-            if processes.first:
-                shutil.rmtree(partial, ignore_errors=True)
-            reason = _reason(error, self.folder)
-            last = self.latest()
-            kept = f"the last complete one is {last}" if last else "there is no earlier one"
-            raise UserError(f"saving checkpoint {final} failed: {reason}; {kept}") from error
+            raise self._failed(error, processes) from error
+
+    def ready(self, processes: Processes) -> bool:
+        """Whether finish() has something to do and would not wait; all processes must ask."""
+        return self._begun is not None and not processes.any(self._writer.busy())
+
+    def finish(self, processes: Processes) -> Path | None:
+        """Waits for what begin() took to be on the disk and makes it the latest checkpoint.
+
+        Every process must call this. It may be called without begin().
+
+        Returns:
+            The checkpoint's folder; None where nothing was begun.
+
+        Raises:
+            UserError: it could not be written, for instance because the disk is full. What was
+                there before is untouched.
+        """
+        if self._begun is None:
+            return None
+        try:
+            written = processes.shared(processes.together(self._finish_writing))
+            processes.first_alone(lambda: self._publish(written))
+        except (OSError, UserError) as error:
+            raise self._failed(error, processes) from error
+        final = self._path()
+        self._begun = None
         return final
 
+    def _path(self, *, partial: bool = False) -> Path:
+        """Where the checkpoint that was begun will be, or is while it is written."""
+        assert self._begun is not None
+        step = self._begun["step"]
+        return self.folder / (f".step-{step}.partial" if partial else f"step-{step}")
+
+    def _finish_writing(self) -> dict[str, int]:
+        """The names and sizes of this process's files, which are on the disk."""
+        try:
+            return self._writer.finish()
+        except Exception as error:
+            raise UserError(_reason(error, self.folder)) from error
+
+    def _failed(self, error: Exception, processes: Processes) -> UserError:
+        """What to say of a checkpoint that came to nothing; it goes."""
+        final = self._path()
+        if processes.first:
+            shutil.rmtree(self._path(partial=True), ignore_errors=True)
+        self._begun = None
+        last = self.latest()
+        kept = f"the last complete one is {last}" if last else "there is no earlier one"
+        reason = _reason(error, self.folder)
+        return UserError(f"saving checkpoint {final} failed: {reason}; {kept}")
+
+    def _publish(self, written: list[dict[str, int]]) -> None:
+        """Gives the files their name, `latest` its content, and old checkpoints up."""
+        assert self._begun is not None
+        partial, final = self._path(partial=True), self._path()
+        files = {name: size for sizes in written for name, size in sizes.items()}
+        _check_files(partial, files, "is the output on a file system that all machines share?")
+        _write(partial / RECORD, json.dumps({**self._begun, "files": files}, indent=2) + "\n")
+        synchronise(partial)
+        # A run may have gone back and come here again.
+        replaced = _hidden(final) if final.exists() else None
+        partial.rename(final)
+        if replaced is not None:
+            shutil.rmtree(replaced)
+        # The name must be on the disk before the pointer to it.
+        synchronise(self.folder)
+        pointer = self.folder / ".latest.partial"
+        _write(pointer, final.name)
+        pointer.replace(self.folder / "latest")
+        synchronise(self.folder)
+        self._prune(self._begun["step"])
+
     def _prune(self, newest: int) -> None:
-        """Removes all but the newest `keep_last`; never the one just written."""
+        """Removes all but the last `keep_last` up to the one just written.
+
+        Those beyond are of a course that was left by going back. They do not count, or they would
+        drive out the checkpoints of the present one.
+        """
         if self._keep_last == 0:
             return
-        for step in self.steps()[: -self._keep_last]:
-            if step != newest:
-                shutil.rmtree(_hidden(self.folder / f"step-{step}"))
+        for step in [step for step in self.steps() if step <= newest][: -self._keep_last]:
+            shutil.rmtree(_hidden(self.folder / f"step-{step}"))
 
 
 def read_record(checkpoint: Path) -> dict[str, Any]:
@@ -141,6 +194,16 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or not isinstance(record.get("step"), int):
         raise UserError(f"{path} is no record of a checkpoint")
     return record
+
+
+def check_whole(checkpoint: Path) -> None:
+    """Checks that the files are there that were written, at their sizes.
+
+    Raises:
+        UserError: one is not.
+    """
+    advice = f"write the name of an older checkpoint into {checkpoint.parent / 'latest'}"
+    _check_files(checkpoint, read_record(checkpoint).get("files", {}), advice)
 
 
 def load(engine: Any, checkpoint: Path) -> None:
@@ -221,6 +284,18 @@ def _make_universal(checkpoint: Path, target: Path) -> None:
         raise UserError(f"{checkpoint} cannot be dealt out anew: {reason}") from error
 
 
+def _check_files(folder: Path, files: dict[str, int], advice: str) -> None:
+    for name, size in files.items():
+        try:
+            # Opening asks the server, where looking at a network file system's list may not.
+            with (folder / name).open("rb") as stream:
+                found = os.fstat(stream.fileno()).st_size
+        except FileNotFoundError:
+            raise UserError(f"{folder / name} is missing: {advice}") from None
+        if found != size:
+            raise UserError(f"{folder / name} has {found:,} of {size:,} bytes: {advice}")
+
+
 def _reason(error: BaseException, folder: Path) -> str:
     """One line on a failed writing.
 
@@ -247,22 +322,3 @@ def _write(path: Path, text: str) -> None:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _synchronise(folder: Path) -> None:
-    """Forces a checkpoint's files to the disk: renaming must not overtake their content."""
-    for path in folder.iterdir():
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    _synchronise_folder(folder)
-
-
-def _synchronise_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -119,6 +119,8 @@ def deepspeed_config(settings: TrainSettings, batches: Batches, dtype: str) -> d
         raise UserError(
             f"{path} has a scheduler; lr, min_lr, warmup and decay_steps are the schedule"
         )
+    if "writer" in (theirs.get("checkpoint") or {}):
+        raise UserError(f"{path} has a checkpoint writer; async_save is the setting for that")
     parameters = ("optimizer", "params")
     governed = {
         ("train_batch_size",): ("global_batch", batches.size),

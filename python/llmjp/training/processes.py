@@ -66,6 +66,13 @@ class Processes:
         if self.world > 1:
             torch.distributed.barrier()
 
+    def shared(self, value: Result) -> list[Result]:
+        """The values that all processes give, by rank, in each of them."""
+        values = [value] * self.world
+        if self.world > 1:
+            torch.distributed.all_gather_object(values, value)
+        return values
+
     def together(self, action: Callable[[], Result]) -> Result:
         """Runs an action in every process; if any fails, all fail with the first one's message.
 
@@ -78,11 +85,7 @@ class Processes:
             result = action()
         except (UserError, OSError) as error:
             message = str(error)
-        messages: list[str | None] = [message]
-        if self.world > 1:
-            messages = [None] * self.world
-            torch.distributed.all_gather_object(messages, message)
-        for found in messages:
+        for found in self.shared(message):
             if found is not None:
                 raise SharedError(found)
         return result

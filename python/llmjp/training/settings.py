@@ -114,6 +114,11 @@ class TrainSettings:
     )
     save_interval: int = _setting(500, "steps between checkpoints; 0: only at the end")
     keep_last: int = _setting(2, "checkpoints that are kept; 0: all")
+    async_save: bool | None = _setting(
+        None,
+        "write checkpoints while training goes on, from a copy in the CPU's memory; none: unless "
+        "something is offloaded there",
+    )
     save_hf_every: int = _setting(0, "steps between writing OUTPUT/hf; 0: only at the end")
     valid_interval: int = _setting(100, "steps between validations; 0: none")
     valid_samples: int = _setting(64, "samples of one validation")
@@ -176,6 +181,11 @@ class TrainSettings:
             _refuse("offload", self.offload, f"none or optimizer with zero_stage {self.zero_stage}")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             _refuse("dropout", self.dropout, "in [0, 1)")
+
+    @property
+    def saves_in_background(self) -> bool:
+        """async_save, decided."""
+        return self.offload == "none" if self.async_save is None else self.async_save
 
     def in_steps(self, length: int) -> "TrainSettings":
         """These settings with lengths in tokens turned into steps, rounded up.

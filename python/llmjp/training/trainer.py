@@ -100,6 +100,8 @@ class Trainer:
     tokenizer: Path | None
     guard: LossGuard
     interrupted: bool = False
+    _progress: Progress | None = dataclasses.field(default=None, init=False)
+    _waited: float = dataclasses.field(default=0.0, init=False)  # seconds, for the last checkpoint
 
     def run(self) -> bool:
         """Trains to the last step; returns whether it got there, or was asked to stop.
@@ -108,12 +110,11 @@ class Trainer:
             UserError: updates are skipped without end, or something cannot be written.
         """
         settings = self.settings
-        saved = self.done
         metrics = progress = None
         trackers = self.processes.first_alone(lambda: Trackers(settings, self.done))
         if self.processes.first:
             metrics = Metrics(Path(settings.output) / METRICS, self.done)
-            progress = Progress(self.done, settings.steps)
+            progress = self._progress = Progress(self.done, settings.steps)
         busy, counted = 0.0, 0
         stopped = False
         try:
@@ -153,16 +154,14 @@ class Trainer:
                                 trackers.add({"step": self.done, **found})
                             progress.say(f"step {self.done}  {_told(found)}")
                     if _due(self.done, settings.save_interval, last or stopped):
-                        folder = self._save()
-                        saved = self.done
-                        if progress is not None:
-                            progress.say(f"step {self.done}  saved {folder}")
+                        self._save()
+                    elif self.checkpoints.ready(self.processes):
+                        self._finish_saving()
                     if _due(self.done, settings.save_hf_every, False):
                         self._export()
-            if self.done == settings.steps:
-                if saved != self.done:
-                    self._save()
-                self._export()
+                self._finish_saving()
+                if self.done == settings.steps:
+                    self._export()
         finally:
             if progress is not None:
                 progress.close()
@@ -211,6 +210,7 @@ class Trainer:
         self.done += 1
         # Dynamic scaling finds its scale by overflows, and stops by itself where there is none.
         if self.guard.note(loss, skipped is not None and not (scaled and math.isfinite(loss))):
+            self._finish_saving()
             last = self.checkpoints.latest()
             kept = f"the last checkpoint is {last}" if last else "no checkpoint was written"
             raise UserError(
@@ -242,6 +242,7 @@ class Trainer:
         except Exception as error:
             if "loss scale already at minimum" not in str(error):
                 raise
+            self._finish_saving()
             raise UserError(
                 f"step {self.done + 1}: fp16's loss scale is at its minimum and the gradient still "
                 "overflows; try --dtype bf16, a lower lr or a longer warmup"
@@ -282,14 +283,30 @@ class Trainer:
         self.engine.train()
         return self.processes.mean(torch.stack(losses).mean())
 
-    def _save(self) -> Path:
+    def _save(self) -> None:
+        """Begins a checkpoint, and ends it too where nothing is written in the background."""
+        self._finish_saving()
+        started = time.perf_counter()
         record = {
             "step": self.done,
             "samples": self.done * self.batches.size,
             "guard": self.guard.state(),
             **self.record,
         }
-        return self.checkpoints.save(self.engine, self.done, record, self.processes)
+        self.checkpoints.begin(self.engine, record, self.processes)
+        self._waited = time.perf_counter() - started
+        if not self.settings.saves_in_background:
+            self._finish_saving()
+
+    def _finish_saving(self) -> None:
+        """Ends the checkpoint that is being written, if there is one."""
+        started = time.perf_counter()
+        folder = self.checkpoints.finish(self.processes)
+        self._waited += time.perf_counter() - started
+        if folder is not None and self._progress is not None:
+            step = folder.name.removeprefix("step-")
+            waited = f"training waited {self._waited:.2f} s"
+            self._progress.say(f"step {step}  saved {folder}, {waited}")
 
     def _export(self) -> None:
         """Writes the model folder OUTPUT/hf."""
