@@ -157,6 +157,35 @@ def test_kernel_draws_what_the_cpu_draws(
     assert torch.equal(ours, theirs), f"rows {(ours != theirs).nonzero()[:, 0].tolist()}, {seed=}"
 
 
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.9}], ids=["plain", "top-p"])
+def test_more_ids_than_bins_of_neighbours(
+    kernel_device: str, options: dict[str, float], seed: int
+) -> None:
+    """The draw's histogram has 2,048 bins of 128 neighbouring float32 ids, or else of several."""
+    rows, vocab = 6, 300_001
+    logits, state = torch.randn(rows, vocab), torch.tensor([seed, 5])
+    numbers = [{**DEFAULTS, **options}[name] for name in DEFAULTS]
+    ours, theirs = (
+        op.sample(logits.to(at), None, state.to(at), *numbers, *[None] * 6).cpu()
+        for op, at in ((_library.ops, kernel_device), (torch.ops.llmjp_ext, "cpu"))
+    )
+    assert torch.equal(ours, theirs), f"{ours.tolist()}, the CPU's {theirs.tolist()}, {seed=}"
+
+
+@pytest.mark.parametrize(
+    ("vocab", "length", "words"),
+    [(2**23 + 1, 0, "at most 8388608 ids"), (2**22, 1, "ids need 5.* bytes of shared memory")],
+    ids=["ids", "previous ids"],
+)
+def test_the_kernel_names_its_limits(
+    kernel_device: str, vocab: int, length: int, words: str
+) -> None:
+    logits = torch.zeros(1, vocab, dtype=torch.float16, device=kernel_device)
+    previous = torch.zeros(1, length, dtype=torch.int64, device=kernel_device)
+    with pytest.raises(ValueError, match=words):
+        llmjp_ext.sample(logits, previous=previous, repetition_penalty=1.2)
+
+
 @pytest.mark.gpu
 def test_cuda_graph_draws_anew(seed: int) -> None:
     """A captured call reads its seed from the device: every replay draws from its own."""

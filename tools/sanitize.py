@@ -14,9 +14,10 @@ from torch import Tensor
 
 import llmjp_ext
 
-# The widest row of each tile, rows that only the looping kernels take, and two unaligned ones.
+# The widest row of each tile, two unaligned ones, and rows wider than any tile: of float32 forward
+# holds the first in registers, the next in shared memory, too, and of the last not all.
 TILE_WIDTHS = (256, 512, 1024, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576)
-LAYER_NORM_WIDTHS = (7, 1023, *TILE_WIDTHS, 32768)
+LAYER_NORM_WIDTHS = (7, 1023, *TILE_WIDTHS, 32768, 65536, 131072)
 FLOAT32, FLOAT16, BFLOAT16 = torch.float32, torch.float16, torch.bfloat16
 # Of x, residual and weight.
 SAME_DTYPES = tuple((dtype,) * 3 for dtype in (FLOAT32, FLOAT16, BFLOAT16))
@@ -110,8 +111,8 @@ def sanitize_rms_norm(device: torch.device) -> int:
 
 
 def sanitize_norm_dropout(device: torch.device) -> int:
-    """Every tile and the looping kernels with dropout, forward and backward."""
-    cases = list(itertools.product((7, 1023, *TILE_WIDTHS, 32768), MIXED_DTYPES + SAME_DTYPES))
+    """Every tile, wider rows and the looping kernels with dropout, forward and backward."""
+    cases = list(itertools.product(LAYER_NORM_WIDTHS, MIXED_DTYPES + SAME_DTYPES))
     for width, (x_dtype, residual_dtype, weight_dtype) in cases:
         x = torch.ones(ROWS, width, device=device, dtype=x_dtype, requires_grad=True)
         residual = torch.randn(ROWS, width, device=device, dtype=residual_dtype)

@@ -2,30 +2,52 @@
 // what they count themselves in.
 #pragma once
 
+#include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 #include "host/launch.h"
 
 namespace llmjp::host {
 
-// As launch(); CUDA refuses a grid whose blocks cannot all be resident, and does not start it
-// before they can.
+// Blocks of a kernel that the device runs at once: what its launch bounds promise, or fewer where a
+// tool that rewrites kernels to watch them has this one take more registers.
+template <class... Parameters>
+int64_t resident_blocks(const char* kernel_name, void (*kernel)(Parameters...), int threads,
+                        int64_t shared_bytes) {
+#if defined(__CUDACC__)
+  const int64_t allowed = device_limits().shared_bytes_per_block;
+  check_shared_bytes(shared_bytes, allowed, kernel_name);
+  const void* function = reinterpret_cast<const void*>(kernel);
+  int blocks = 0;  // of a multiprocessor
+  cudaError_t status = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                            static_cast<int>(allowed));
+  if (status == cudaSuccess) {
+    status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, function, threads,
+                                                           static_cast<size_t>(shared_bytes));
+  }
+  if (status == cudaSuccess) return int64_t{blocks} * device_limits().multiprocessors;
+  cudaGetLastError();  // not sticky: leave none behind for the caller's next call
+  throw CudaError(std::string(kernel_name) +
+                  ": cannot query its resident blocks: " + cudaGetErrorString(status));
+#else
+  const char* blocks = std::getenv("LLMJP_SIMT_RESIDENT_BLOCKS");
+  return blocks == nullptr ? std::numeric_limits<int>::max() : std::atoi(blocks);
+#endif
+}
+
+// As launch(), of no more blocks than resident_blocks() says: CUDA refuses a grid whose blocks
+// cannot all be resident, and does not start it before they can.
 template <class... Parameters>
 void launch_resident(const char* kernel_name, void (*kernel)(Parameters...),
                      const LaunchConfig& config, Parameters... arguments) {
   const int blocks = checked_blocks(config.blocks, kernel_name);
 #if defined(__CUDACC__)
-  const int64_t allowed = device_limits().shared_bytes_per_block;
-  check_shared_bytes(config.shared_bytes, allowed, kernel_name);
-  const void* function = reinterpret_cast<const void*>(kernel);
   void* pointers[] = {const_cast<void*>(static_cast<const void*>(&arguments))...};
-  cudaError_t status = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                            static_cast<int>(allowed));
-  if (status == cudaSuccess) {
-    status = cudaLaunchCooperativeKernel(function, dim3(static_cast<unsigned>(blocks)),
-                                         dim3(static_cast<unsigned>(config.threads)), pointers,
-                                         static_cast<size_t>(config.shared_bytes), config.stream);
-  }
+  const cudaError_t status = cudaLaunchCooperativeKernel(
+      reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
+      dim3(static_cast<unsigned>(config.threads)), pointers,
+      static_cast<size_t>(config.shared_bytes), config.stream);
   if (status == cudaSuccess) return;
   cudaGetLastError();  // not sticky: leave none behind for the caller's next call
   throw CudaError(std::string(kernel_name) + " (" + std::to_string(blocks) + " blocks of " +
@@ -38,7 +60,8 @@ void launch_resident(const char* kernel_name, void (*kernel)(Parameters...),
   grid.threads_per_block = config.threads;
   grid.shared_bytes = static_cast<size_t>(config.shared_bytes);
   simt::Options options = simt::next_default_options();
-  options.resident_blocks = blocks;
+  const int64_t room = resident_blocks(kernel_name, kernel, config.threads, config.shared_bytes);
+  options.resident_blocks = static_cast<int>(std::min<int64_t>(blocks, room));
   try {
     simt::launch(grid, options, [&] { kernel(arguments...); });
   } catch (const simt::Fault& fault) {

@@ -82,19 +82,21 @@ void launch_backward_loop(const LayerNormBackward& params, const BackwardPlan& p
 }
 
 template <class X, class R, class W, bool kCentred>
-void launch_backward_parts(const LayerNormBackward& params, const BackwardPlan& plan,
+void launch_backward_parts(const LayerNormBackward& params, BackwardPlan& plan,
                            host::Stream stream) {
+  constexpr const char* kName = "layer_norm_backward_parts";
+  constexpr int kThreads = BackwardPart::kThreads;
+  const auto kernel = layer_norm_backward_parts_kernel<X, R, W, kCentred, BackwardPart>;
+  plan.fit_into(host::resident_blocks(kName, kernel, kThreads, plan.shared_bytes));
   float* arrived = params.workspace + plan.sums_floats(params) + plan.slot_floats();
   host::clear(arrived, plan.groups * int64_t{sizeof(int)}, stream);
-  host::launch_resident("layer_norm_backward_parts",
-                        layer_norm_backward_parts_kernel<X, R, W, kCentred, BackwardPart>,
-                        {plan.blocks, BackwardPart::kThreads, plan.shared_bytes, stream}, params,
+  host::launch_resident(kName, kernel, {plan.blocks, kThreads, plan.shared_bytes, stream}, params,
                         plan.stages, plan.parts);
 }
 
-// dx, and the groups' sums for dweight and dbias.
+// dx, and the groups' sums for dweight and dbias. Leaves in the plan how many groups there are.
 template <class X, class R, class W, bool kCentred>
-void launch_backward_rows(const LayerNormBackward& params, const BackwardPlan& plan,
+void launch_backward_rows(const LayerNormBackward& params, BackwardPlan& plan,
                           host::Stream stream) {
   switch (plan.kernel) {
     case BackwardPlan::Kernel::kTile:
@@ -114,7 +116,7 @@ void launch_backward_rows(const LayerNormBackward& params, const BackwardPlan& p
 
 template <class X, class R, class W>
 void launch_layer_norm_backward(const LayerNormBackward& params, host::Stream stream) {
-  const BackwardPlan plan = plan_backward(params, host::device_limits());
+  BackwardPlan plan = plan_backward(params, host::device_limits());
   if (params.centred) {
     launch_backward_rows<X, R, W, true>(params, plan, stream);
   } else {

@@ -66,6 +66,13 @@ struct BackwardPlan {
   int64_t workspace_floats(const LayerNormBackward& p) const {
     return sums_floats(p) + slot_floats() + (parts == 1 ? 0 : groups);
   }
+
+  // Of kParts: fewer groups, whose blocks all find room at once; one, for CUDA to refuse, if none
+  // does. They take less of the workspace.
+  void fit_into(int64_t resident_blocks) {
+    groups = std::clamp<int64_t>(resident_blocks / parts, 1, groups);
+    blocks = groups * parts;
+  }
 };
 
 // Of the kernels that loop: one warp takes 32 columns, and `groups` warps share the rows of each.

@@ -127,11 +127,18 @@ void check_layer_norm(int64_t rows, int64_t width, bool aligned, bool with_resid
   }
 }
 
-// As many multiprocessors as blocks that share rows need to run at once.
+// As many multiprocessors as blocks that share rows need to run at once; of the blocks that these
+// have room for by the kernel's launch bounds only `resident` may run, if that is given.
 class ManyMultiprocessors {
  public:
-  ManyMultiprocessors() { setenv("LLMJP_SIMT_MULTIPROCESSORS", "12", 1); }
-  ~ManyMultiprocessors() { unsetenv("LLMJP_SIMT_MULTIPROCESSORS"); }
+  explicit ManyMultiprocessors(const char* resident = nullptr) {
+    setenv("LLMJP_SIMT_MULTIPROCESSORS", "12", 1);
+    if (resident != nullptr) setenv("LLMJP_SIMT_RESIDENT_BLOCKS", resident, 1);
+  }
+  ~ManyMultiprocessors() {
+    unsetenv("LLMJP_SIMT_MULTIPROCESSORS");
+    unsetenv("LLMJP_SIMT_RESIDENT_BLOCKS");
+  }
 };
 
 // One width for every tile of forward and backward, the wide kernels beyond, and rows that fill no
@@ -182,6 +189,14 @@ TEST(layer_norm_of_wide_rows_stays_in_bounds) {
 TEST(layer_norm_of_many_wide_rows_keeps_rows_apart) {
   const ManyMultiprocessors many;
   check_layer_norm<device::float16, device::float16, device::float16>(40, 16400, true, false, 1e-2);
+}
+
+// Two groups of three blocks and one, where the plan has four.
+TEST(layer_norm_of_wide_rows_fits_into_fewer_resident_blocks) {
+  for (const char* resident : {"7", "3"}) {
+    const ManyMultiprocessors many(resident);
+    check_layer_norm<device::float16, device::float16, float>(11, 16400, true, true, 1e-2);
+  }
 }
 
 TEST(layer_norm_of_wide_rows_loops_where_blocks_cannot_share_them) {
