@@ -3,10 +3,12 @@
 import errno
 import struct
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 
+from llmjp.data.files import keep
 from llmjp.data.indexed import IndexedDataset
 from llmjp.data.indexed_writer import IndexedWriter
 from llmjp.errors import UserError
@@ -177,6 +179,47 @@ def test_reader_refuses_ids_outside_the_vocabulary(tmp_path: Path) -> None:
     (tmp_path / "a.range.json").write_text("not json")
     with pytest.raises(UserError, match="holds the id 500"):
         IndexedDataset(prefix).check_vocabulary(100)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5, 96])
+def test_processes_share_the_reading_of_ids(tmp_path: Path, parts: int) -> None:
+    """The ranges of all parts are together that of all ids; once kept, each part is told it all."""
+    ids = np.random.default_rng(parts).integers(-5, 1000, 80)
+    prefix = write(tmp_path / "a", [[0] * 10] * 8, vocab_size=70_000)
+    (tmp_path / "a.bin").write_bytes(ids.astype("<i4").tobytes())
+    dataset = IndexedDataset(prefix)
+    shares = [dataset.id_range(part, parts) for part in range(parts)]
+    whole = min(low for low, _ in shares), max(high for _, high in shares)
+    assert whole == (min(ids.min(), 0), ids.max()) and dataset.known_range() is None
+    dataset.keep_id_range(*whole)
+    assert dataset.known_range() == whole == dataset.id_range(parts - 1, parts)
+
+
+def test_a_read_only_folder_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be written there, nor removed: ids are checked all the same."""
+    dataset = IndexedDataset(write(tmp_path / "a", [[1, 99, 2]], vocab_size=100))
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for name in ("open", "unlink", "replace"):
+        monkeypatch.setattr(Path, name, refused)
+    dataset.check_vocabulary(100)
+    monkeypatch.undo()
+    assert dataset.known_range() is None
+
+
+def test_two_that_write_a_file_at_once_leave_it_whole(tmp_path: Path) -> None:
+    """Even with one process number, as in two containers: the last one's content, and no other."""
+    path = tmp_path / "file"
+
+    def slowly(stream: BinaryIO) -> None:
+        stream.write(b"first ")
+        assert keep(path, lambda other: other.write(b"second")) and path.read_bytes() == b"second"
+        stream.write(b"whole")
+
+    assert keep(path, slowly) and path.read_bytes() == b"first whole"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_existing_data_is_replaced_only_on_request(tmp_path: Path) -> None:

@@ -75,6 +75,9 @@ def test_workers_and_cuts_do_not_show(
     inputs = [tmp_path / name for name in ("a.jsonl", "b.jsonl.gz", "c.jsonl")]
     tokenize(inputs, tokenizer, tmp_path / "whole", workers=1)
     assert documents(tmp_path / "whole") == expected(tokenizer, lines + lines[::-1] + lines[:3])
+    dataset = IndexedDataset(tmp_path / "whole")
+    # The trainer finds the ids' range without reading them.
+    assert dataset.known_range() == (0, max(int(ids.max()) for ids in dataset))
     for size, workers in ((1 << 25, 3), (777, 3), (4000, 2), (4000, 1), (100_000, 2)):
         monkeypatch.setattr(segments, "SEGMENT", size)
         output = tmp_path / f"parts-{size}-{workers}"
@@ -232,7 +235,7 @@ def test_a_full_disk_can_be_continued(tmp_path: Path, tokenizer: Tokenizer) -> N
     assert run(*arguments) == 0
     assert documents(tmp_path / "o") == expected(tokenizer, lines)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["a.jsonl", "o.bin", "o.idx", "small.jsonl"]
+    assert names == ["a.jsonl", "o.bin", "o.idx", "o.range.json", "small.jsonl"]
 
 
 def test_interruption_before_anything_is_done_leaves_nothing(tmp_path: Path) -> None:

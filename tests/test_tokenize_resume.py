@@ -59,7 +59,7 @@ def whole(tmp_path: Path, inputs: list[Path], tokenizer: Tokenizer) -> dict[str,
     """What a run writes that nothing stops."""
     written(tmp_path / "whole", inputs, tokenizer)
     found = files_below(tmp_path / "whole")
-    assert set(found) == {"o.bin", "o.idx", "o.skipped.jsonl"}
+    assert set(found) == {"o.bin", "o.idx", "o.range.json", "o.skipped.jsonl"}
     return found
 
 

@@ -1,5 +1,6 @@
 """`llmjp train` in two processes: ZeRO's stages give one process's losses, and resume."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from train_runs import QUICK, TINY, Result, losses, metrics, run_jobs, toy_data
 
 STAGES = (0, 1, 2, 3)
 STEPS = 6
+MISTAKES = (["--gpus", "3"], ["--dtype", "fp16"], ["--model-set", "vocab_size=40"])
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,7 @@ def double(folder: Path, single: list[Result]) -> list[Result]:
     source = ["--data", "toy", *QUICK, "--dropout", "0", "--model", "one/hf", "--steps", "1"]
     jobs += [[*source, "--output", f"from {stage}", "--zero-stage", str(stage)] for stage in (1, 3)]
     jobs += [moved(stage, 2) for stage in (1, 2, 3)]
+    jobs += [arguments("--output", "wrong", *mistake) for mistake in MISTAKES]
     return run_jobs(folder, jobs, processes=2)
 
 
@@ -84,6 +87,20 @@ def test_two_processes_give_the_losses_of_one(
     assert "8 samples = 2 x 2 processes x 2 accumulated" in result.out
     assert len(losses(folder / f"two {stage}")) == STEPS
     close(folder, f"two {stage}", what=f"losses in stage {stage}")
+
+
+def test_a_mistake_is_told_once(folder: Path, double: list[Result]) -> None:
+    """The first process tells what is wrong with the settings or the data; the others just end."""
+    reasons = ("the settings are for 3 processes", "fp16 needs a GPU", "toy holds the id 63")
+    (file,) = (
+        path
+        for path in folder.glob("jobs-*.1.out")
+        if "wrong" in path.with_suffix("").with_suffix("").read_text()
+    )
+    others = [Result(**entry) for entry in json.loads(file.read_text())]
+    for first, other, reason in zip(double[-3:], others[-3:], reasons, strict=True):
+        assert first.code == other.code == 1 and reason in first.err, first.err
+        assert first.err.count("\n") == 1 and other.err == "", other.err
 
 
 def test_sharded_weights_come_out_whole(folder: Path, double: list[Result]) -> None:

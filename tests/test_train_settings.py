@@ -18,7 +18,7 @@ from llmjp.errors import UserError
 from llmjp.training.engine import Batches, deepspeed_config, number_format
 from llmjp.training.schedule import learning_rate
 from llmjp.training.settings import TrainSettings, add_arguments, from_arguments
-from train_runs import QUICK, TINY, VOCABULARY, run_jobs, toy_data
+from train_runs import QUICK, TINY, VOCABULARY, metrics, run_jobs, toy_data
 
 CPU = torch.device("cpu")
 
@@ -134,6 +134,19 @@ def test_schedule() -> None:
 def settings(**changes: Any) -> TrainSettings:
     """Settings with some changes."""
     return TrainSettings(data=["a"], output="o", **changes)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4, 96])
+def test_any_processes_share_out_a_step(processes: int) -> None:
+    """All micro-batches of all processes together: each of the step's samples once."""
+    chosen = settings(global_batch=1536, micro_batch=4)
+    batches = Batches.of(chosen, processes)
+    places = [
+        batches.place(index, rank, processes)
+        for index in range(batches.accumulation)
+        for rank in range(processes)
+    ]
+    assert sorted(places) == list(range(0, 1536, 4))
 
 
 def test_batch_arithmetic() -> None:
@@ -257,9 +270,11 @@ def test_resuming_asks_for_the_same_settings(tmp_path: Path) -> None:
         [*start, "3", "--lr", "1e-3"],
         [*start, "4", "--lr", "1e-3", "--data", "0.5", "toy", "0.5", "more"],
         [*start, "4", "--lr", "1e-3", "--data", "toy=more"],
+        [*start, "4", "--lr", "1e-3", "--valid-data", "more"],
+        [*start, "5", "--lr", "1e-3", "--global-batch", "16", "--resume", "changed"],
     ]
     results = run_jobs(tmp_path, jobs)
-    assert [result.code for result in results] == [0, 1, 1, 1, 1, 0, 0, 0, 1, 1], results
+    assert [result.code for result in results] == [0, 1, 1, 1, 1, 0, 0, 0, 1, 1, 1, 0], results
     assert "written with lr = 0.003, now 0.001: set it back" in results[1].err
     assert "resume is 'never'" in results[2].err
     assert "zero_stage = 1, now 2: start from OUTPUT/hf with --model" in results[3].err
@@ -270,6 +285,10 @@ def test_resuming_asks_for_the_same_settings(tmp_path: Path) -> None:
     )  # there was nothing to do
     assert re.search(r"data.more = None, now 'weight 1/2, 200 documents", results[8].err)
     assert re.search(r"data.toy = 'weight by size, 200 doc.*, now 'weight by size", results[9].err)
+    # Without a part held back for validation the training samples are others.
+    assert "written with split = '99:1', now '1 (valid_data is given)'" in results[10].err
+    # Three steps of 8 samples, then two of 16: none is skipped or repeated.
+    assert [entry["samples"] for entry in metrics(tmp_path / "o")] == [8, 16, 24, 40, 56]
 
 
 @pytest.mark.parametrize(

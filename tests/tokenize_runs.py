@@ -42,12 +42,18 @@ def json_lines(texts: list[str], key: str = "text") -> str:
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder and its content."""
-    return {
+    """Every file of a folder and its content, but the time at which a range of ids was found."""
+    found = {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+    for name, content in found.items():
+        if name.endswith(".range.json"):
+            entry = json.loads(content)
+            del entry["of"]["modified_ns"]
+            found[name] = json.dumps(entry).encode()
+    return found
 
 
 def in_child(work: Callable[[], object]) -> int:

@@ -81,16 +81,20 @@ class ModelConfig:
         embeddings = (self.vocab_size + self.n_positions) * width
         return embeddings + self.n_layer * (attention + mlp + norms) + 2 * width
 
-    def flops_per_token(self, sequence_length: int) -> int:
+    def flops_per_token(self, sequence_length: float) -> int:
         """Multiply-adds times two of forward and backward for one token, without recomputation.
 
         6 per weight that multiplies an activation, and 12 * n_layer * n_embd * length / 2 for
         causal attention's two products.
+
+        Args:
+            sequence_length: tokens that attend to each other; of documents of different lengths the
+                mean over tokens, sum(length²) / sum(length).
         """
         width = self.n_embd
         matrices = self.n_layer * (4 * width * width + 2 * width * self.inner_width)
         matrices += self.vocab_size * width
-        return 6 * matrices + 6 * self.n_layer * width * sequence_length
+        return 6 * matrices + round(6 * self.n_layer * width * sequence_length)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of config.json, as Transformers' GPT2LMHeadModel reads it."""

@@ -97,25 +97,16 @@ def train(settings: TrainSettings, processes: "Processes") -> int:
         UserError: settings, data, checkpoint or model do not fit each other or cannot be read.
     """
     from llmjp.training import checkpoints, engine
+    from llmjp.training.data_checks import check_ids
     from llmjp.training.guard import LossGuard
     from llmjp.training.trainer import Trainer
 
-    if settings.gpus not in (None, processes.world):
-        raise UserError(
-            f"the settings are for {settings.gpus} processes (gpus), but {processes.world} were "
-            f"started: --gpus {processes.world} if that is meant"
-        )
-    batches = engine.Batches.of(settings, processes.world)
-    dtype = engine.number_format(settings, processes.device)
+    batches, dtype = processes.together(lambda: _agree(settings, processes))
     config, source, tokenizer = processes.together(lambda: choose_model(settings))
-    length = settings.seq_length or config.n_positions
-    if length > config.n_positions:
-        raise UserError(
-            f"seq_length {length} is more than the model's {config.n_positions} positions"
-        )
+    length = processes.together(lambda: sample_length(settings, config))
     settings = settings.in_steps(length)
     data, valid = processes.together(lambda: open_data(settings, length))
-    processes.first_alone(lambda: _check_ids(settings, data, valid, config))
+    check_ids(settings, data, valid, config, processes)
     if settings.epochs is not None:
         steps = max(1, round(settings.epochs * data.samples / batches.size))
         settings = dataclasses.replace(settings, steps=steps)
@@ -135,7 +126,7 @@ def train(settings: TrainSettings, processes: "Processes") -> int:
     if dealt_anew:
         ds_config["checkpoint"] = {**ds_config.get("checkpoint", {}), "load_universal": True}
     ds_engine = engine.build_engine(settings, config, ds_config, processes, source)
-    before: dict[str, Any] = {"step": 0}
+    before: dict[str, Any] = {"step": 0, "samples": 0}
     if start is not None:
         if dealt_anew:
             checkpoints.load_anew(ds_engine, start, processes)
@@ -156,6 +147,7 @@ def train(settings: TrainSettings, processes: "Processes") -> int:
         folder,
         record,
         before["step"],
+        before["samples"],
         tokenizer,
         guard,
     )
@@ -174,16 +166,35 @@ def train(settings: TrainSettings, processes: "Processes") -> int:
     return INTERRUPTED if trainer.interrupted and not finished else 0
 
 
-def _check_ids(
-    settings: TrainSettings, data: "Course", valid: "list[Validation]", config: "ModelConfig"
-) -> None:
-    """Reads all of the data, the first time; where documents are isolated, looks at their ends."""
-    from llmjp.data.isolation import check_ends
+def _agree(settings: TrainSettings, processes: "Processes") -> "tuple[Batches, str]":
+    """How batches are made, and the number format.
 
-    for documents in (*data.documents(), *(part.data.documents for part in valid)):
-        documents.check_vocabulary(config.vocab_size)
-        if settings.isolate_documents:
-            check_ends(documents, config.eos_token_id)
+    Raises:
+        UserError: the settings do not suit the processes or the device.
+    """
+    from llmjp.training import engine
+
+    if settings.gpus not in (None, processes.world):
+        raise UserError(
+            f"the settings are for {settings.gpus} processes (gpus), but {processes.world} were "
+            f"started: --gpus {processes.world} if that is meant"
+        )
+    dtype = engine.number_format(settings, processes.device)
+    return engine.Batches.of(settings, processes.world), dtype
+
+
+def sample_length(settings: TrainSettings, config: "ModelConfig") -> int:
+    """Tokens of a sample.
+
+    Raises:
+        UserError: the model has fewer positions.
+    """
+    length = settings.seq_length or config.n_positions
+    if length > config.n_positions:
+        raise UserError(
+            f"seq_length {length} is more than the model's {config.n_positions} positions"
+        )
+    return length
 
 
 def choose_model(settings: TrainSettings) -> "tuple[ModelConfig, Path | None, Path | None]":
@@ -270,6 +281,7 @@ def describe(
             **decisive,
             "decay_steps": settings.decay_steps or settings.steps,
             "seq_length": data.seq_length,
+            "split": "1 (valid_data is given)" if settings.valid_data else settings.split,
             "dtype": dtype,
             "processes": world,
             "model": config.to_dict(),

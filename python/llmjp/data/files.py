@@ -1,9 +1,12 @@
 """Folders that one process writes, and bytes that get into files whole."""
 
+import contextlib
 import errno
 import fcntl
 import os
 import time
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -49,6 +52,29 @@ def locked(folder: Path) -> BinaryIO:
         except FileNotFoundError:
             pass
         stream.close()
+
+
+def keep(path: Path, write: Callable[[BinaryIO], object]) -> bool:
+    """Writes a file that is whole under its name or absent, whoever writes it at the same time.
+
+    Processes of several machines may share the folder and even their numbers, as containers do: the
+    name under which each begins is its own.
+
+    Returns:
+        False where the folder cannot be written to, or the disk is full.
+    """
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with partial.open("wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):  # a read-only file system refuses even this
+            partial.unlink(missing_ok=True)
+        return False
+    return True
 
 
 def rename(source: Path, target: Path) -> None:

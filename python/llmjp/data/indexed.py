@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llmjp.data.files import keep
 from llmjp.errors import UserError
 
 MAGIC = b"MMIDIDX\0\0"
@@ -233,7 +234,11 @@ class IndexedDataset:
         Raises:
             UserError: an id is outside; the message names the dataset, the id and the vocabulary.
         """
-        smallest, largest = self._id_range()
+        self.keep_id_range(*(found := self.id_range()))
+        self.check_range(*found, vocab_size)
+
+    def check_range(self, smallest: int, largest: int, vocab_size: int) -> None:
+        """check_vocabulary() of a range that id_range() gave."""
         if smallest < 0:
             raise UserError(f"{self.prefix} holds the negative id {smallest}: it is damaged")
         if largest >= vocab_size:
@@ -242,31 +247,54 @@ class IndexedDataset:
                 f"(0 to {vocab_size - 1}): it was made with another tokenizer"
             )
 
-    def _id_range(self) -> tuple[int, int]:
-        """Smallest and largest number in .bin; (0, -1) where it is empty."""
-        cache = dataset_file(self.prefix, ".range.json")
-        status = self._bin_path.stat()
-        key = {"bytes": status.st_size, "modified_ns": status.st_mtime_ns, "type": self.dtype.str}
+    @property
+    def bin_bytes(self) -> int:
+        """Size of .bin."""
+        return self._bin_path.stat().st_size
+
+    def known_range(self) -> tuple[int, int] | None:
+        """The range of ids that is kept beside the files; None if there is none of this .bin."""
         try:
-            known = json.loads(cache.read_text(encoding="utf-8"))
-            if known["of"] == key:
+            text = dataset_file(self.prefix, ".range.json").read_text(encoding="utf-8")
+            known = json.loads(text)
+            if known["of"] == _range_key(self._bin_path, self.dtype):
                 return int(known["smallest"]), int(known["largest"])
         except (OSError, ValueError, KeyError, TypeError):
-            pass  # none, or of another .bin: found anew
+            pass
+        return None
+
+    def id_range(self, part: int = 0, parts: int = 1) -> tuple[int, int]:
+        """Smallest id, at most 0, and largest, -1 without any, of .bin or of a part of it.
+
+        Args:
+            part: which of as many equal parts of .bin; all of it where its range is known.
+            parts: into how many it is cut, so that as many processes can read one each.
+        """
+        known = self.known_range()
+        if known is not None:
+            return known
+        count = len(self._tokens)
         smallest, largest = 0, -1
-        for begin in range(0, len(self._tokens), CHUNK):
-            chunk = self._tokens[begin : begin + CHUNK]
+        for begin in range(count * part // parts, end := count * (part + 1) // parts, CHUNK):
+            chunk = self._tokens[begin : min(begin + CHUNK, end)]
             smallest = min(smallest, int(chunk.min()))
             largest = max(largest, int(chunk.max()))
-        _keep_range(cache, key, smallest, largest)
         return smallest, largest
 
+    def keep_id_range(self, smallest: int, largest: int) -> None:
+        """Writes the range of all ids beside the dataset; a read-only folder goes without."""
+        if self.known_range() != (smallest, largest):
+            text = range_entry(self._bin_path, self.dtype, smallest, largest)
+            keep(dataset_file(self.prefix, ".range.json"), lambda stream: stream.write(text))
 
-def _keep_range(cache: Path, key: dict[str, Any], smallest: int, largest: int) -> None:
-    """Writes the range of ids beside the dataset, whole; a read-only folder goes without."""
-    partial = cache.with_name(f"{cache.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(json.dumps({"of": key, "smallest": smallest, "largest": largest}))
-        partial.replace(cache)
-    except OSError:
-        partial.unlink(missing_ok=True)
+
+def range_entry(path: Path, dtype: np.dtype[Any], smallest: int, largest: int) -> bytes:
+    """What PREFIX.range.json holds for the ids' file `path`, under whatever name it lies now."""
+    entry = {"of": _range_key(path, dtype), "smallest": smallest, "largest": largest}
+    return json.dumps(entry).encode()
+
+
+def _range_key(path: Path, dtype: np.dtype[Any]) -> dict[str, Any]:
+    """What a kept range is of."""
+    status = path.stat()
+    return {"bytes": status.st_size, "modified_ns": status.st_mtime_ns, "type": dtype.str}

@@ -2,12 +2,13 @@
 
 import contextlib
 import fcntl
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from llmjp.data.files import keep
 
 
 def kept_array(path: Path, compute: Callable[[], npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
@@ -29,7 +30,7 @@ def kept_array(path: Path, compute: Callable[[], npt.NDArray[np.int64]]) -> npt.
         if array is not None:
             return array
         array = compute()
-        _keep(path, array)
+        keep(path, lambda stream: np.save(stream, array))
         return array
 
 
@@ -39,19 +40,6 @@ def _load(path: Path) -> npt.NDArray[np.int64] | None:
     except (OSError, ValueError, EOFError):
         return None
     return array if array.dtype == np.int64 and array.ndim == 1 else None
-
-
-def _keep(path: Path, array: npt.NDArray[np.int64]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as stream:
-            np.save(stream, array)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

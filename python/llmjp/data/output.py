@@ -28,15 +28,21 @@ import numpy.typing as npt
 from llmjp.data import segments
 from llmjp.data.documents import rejection
 from llmjp.data.files import copy, locked, make_folders, rename, write_all
-from llmjp.data.indexed import CHUNK, dataset_exists, dataset_file, dataset_prefix
-from llmjp.data.indexed_writer import synchronise, write_index
+from llmjp.data.indexed import (
+    CHUNK,
+    dataset_exists,
+    dataset_file,
+    dataset_prefix,
+    range_entry,
+)
+from llmjp.data.indexed_writer import id_type, synchronise, write_index
 from llmjp.data.inputs import InputFile
 from llmjp.data.journal import Journal
 from llmjp.data.records import Rejected
 from llmjp.data.segments import IDS, PARTS, REJECTED, SIZES, Segment
 from llmjp.errors import UserError
 
-JOURNAL_FORMAT = 1
+JOURNAL_FORMAT = 2
 SKIPPED_SUFFIX = ".skipped.jsonl"
 _APPENDED = {IDS: "bin", SIZES: "sizes", REJECTED: "skipped"}
 _SYNCHRONISE_SECONDS = 2.0  # what is appended meanwhile is appended again after a power failure
@@ -51,6 +57,7 @@ class Appended:
         resume: where its task goes on; see Segment.
         sizes: bytes of bin, sizes and skipped.
         documents, tokens, empty, input_bytes, text_bytes, rejected: sums over segments.
+        largest: the largest id.
         file, lines: the last input that was read, and how many of its lines.
     """
 
@@ -60,6 +67,7 @@ class Appended:
     sizes: list[int] = field(default_factory=lambda: [0] * len(PARTS))
     documents: int = 0
     tokens: int = 0
+    largest: int = -1
     empty: int = 0
     input_bytes: int = 0
     text_bytes: int = 0
@@ -314,6 +322,7 @@ class Output:
             sizes=sizes,
             documents=total.documents + segment.documents,
             tokens=total.tokens + segment.tokens,
+            largest=max(total.largest, segment.largest),
             empty=total.empty + segment.empty,
             input_bytes=total.input_bytes + segment.input_bytes,
             text_bytes=total.text_bytes + segment.text_bytes,
@@ -347,6 +356,10 @@ class Output:
             with (self.folder / "idx").open("wb") as stream:
                 write_index(stream, self._vocab_size, self.total.documents, self._sizes)
                 synchronise(stream)
+            # What the trainer asks for: it need not read all ids to know.
+            dtype = id_type(self._vocab_size)
+            entry = range_entry(self.folder / "bin", dtype, 0, self.total.largest)
+            (self.folder / "range").write_bytes(entry)
             self._journal.append({"complete": True})
             self._journal.synchronise()
             self.complete = True
@@ -363,13 +376,13 @@ class Output:
         if index.exists():  # else it has been renamed, and that comes last
             final = dataset_file(self.prefix, ".idx")
             final.unlink(missing_ok=True)
-            dataset_file(self.prefix, ".range.json").unlink(missing_ok=True)
             skipped = dataset_file(self.prefix, SKIPPED_SUFFIX)
             if self.total.rejected:
                 rename(self.folder / "skipped", skipped)
             else:
                 skipped.unlink(missing_ok=True)
             rename(self.folder / "bin", dataset_file(self.prefix, ".bin"))
+            rename(self.folder / "range", dataset_file(self.prefix, ".range.json"))
             index.rename(final)
             descriptor = os.open(self.prefix.parent, os.O_RDONLY)
             try:

@@ -132,6 +132,7 @@ class Segment:
         task, number: which it is.
         last: whether the task ends with it.
         documents, tokens, empty: counted in it; `empty` are the texts that hold nothing.
+        largest: the largest id in it; -1 if there is none.
         input_bytes: bytes on disk that were read for it.
         text_bytes: the same decompressed; of a Parquet file the column's.
         lines: [file, lines] for each file that it touches.
@@ -148,6 +149,7 @@ class Segment:
     last: bool = False
     documents: int = 0
     tokens: int = 0
+    largest: int = -1
     empty: int = 0
     input_bytes: int = 0
     text_bytes: int = 0
@@ -304,6 +306,7 @@ def _add(
         growing.write(SIZES, sizes.data)
         seconds["writing"] += time.perf_counter() - encoded
         segment.tokens += len(ids)
+        segment.largest = max(segment.largest, int(ids.max(initial=0)))
     segment.documents += len(batch.texts)
     segment.empty += batch.empty
     segment.lines[-1][1] += batch.lines

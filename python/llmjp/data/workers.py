@@ -143,7 +143,7 @@ def _work(job: Job, connection: Connection, foreign: list[Connection], signals: 
                 segment.seconds["waiting"] += waited
                 waited = 0.0
                 connection.send(segment)
-    except (EOFError, BrokenPipeError):
+    except (EOFError, ConnectionError):  # the parent has gone, with or without reading all
         return
     except (UserError, OSError) as error:
         connection.send(error)

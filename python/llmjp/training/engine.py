@@ -51,6 +51,13 @@ class Batches:
         size = settings.global_batch
         return cls(size, settings.micro_batch, size // at_once)
 
+    def place(self, index: int, rank: int, world: int) -> int:
+        """The first sample, among a step's, of a process's micro-batch number `index`.
+
+        All together take each sample once; which a step has does not depend on their number.
+        """
+        return (index * world + rank) * self.micro
+
 
 def number_format(settings: TrainSettings, device: torch.device) -> str:
     """fp32, bf16 or fp16, with `auto` decided.

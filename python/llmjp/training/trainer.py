@@ -10,20 +10,21 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from llmjp.checkpoint.huggingface import save_model
 from llmjp.config import ModelConfig
 from llmjp.data.blend import Course, Validation
 from llmjp.data.isolation import document_bounds
 from llmjp.data.packed import PackedDataset
-from llmjp.errors import UserError
 from llmjp.model import DocumentBounds
 from llmjp.training.checkpoints import Checkpoints
 from llmjp.training.engine import Batches, gradient_norm, plain_gradient_norm, whole_weights
 from llmjp.training.guard import LossGuard, without_update
 from llmjp.training.memory import GIB
-from llmjp.training.processes import Processes
+from llmjp.training.processes import Processes, SharedError
 from llmjp.training.progress import METRICS, Metrics, Progress, memory_in_use, peak_tflops
 from llmjp.training.schedule import learning_rate
 from llmjp.training.settings import TrainSettings
@@ -82,6 +83,7 @@ class Trainer:
         checkpoints: where the run saves.
         record: what a checkpoint's record says besides the step.
         done: optimizer steps done so far.
+        samples: training samples taken so far; not `done` global batches where those changed.
         tokenizer: folder of the tokenizer that goes with the model, or None.
         guard: judges each step's loss.
         interrupted: whether Ctrl-C ended the run, rather than a scheduler.
@@ -97,9 +99,12 @@ class Trainer:
     checkpoints: Checkpoints
     record: dict[str, Any]
     done: int
+    samples: int
     tokenizer: Path | None
     guard: LossGuard
     interrupted: bool = False
+    # Squared lengths of isolated documents, added up since the last figures were told.
+    _attended: int = dataclasses.field(default=0, init=False)
     _progress: Progress | None = dataclasses.field(default=None, init=False)
     _waited: float = dataclasses.field(default=0.0, init=False)  # seconds, for the last checkpoint
 
@@ -134,7 +139,7 @@ class Trainer:
                     if entry is not None:
                         tokens = self.batches.size * self.data.seq_length
                         speed = tokens * counted / busy
-                        flops = self.config.flops_per_token(self.data.seq_length)
+                        flops = self.config.flops_per_token(self._context(tokens * counted))
                         entry["tokens_per_second"] = speed
                         work = speed * flops / self.processes.world / 1e12
                         entry["teraflops_per_device"] = work
@@ -148,10 +153,10 @@ class Trainer:
                         busy, counted = 0.0, 0
                     if self.valid and _due(self.done, settings.valid_interval, last):
                         found = self._validate_all()
-                        if metrics is not None and progress is not None:
-                            metrics.add({"step": self.done, **found})
-                            if trackers is not None:
-                                trackers.add({"step": self.done, **found})
+                        if metrics is not None and progress is not None and trackers is not None:
+                            told = {"step": self.done, "tokens": self._tokens(), **found}
+                            metrics.add(told)
+                            trackers.add(told)
                             progress.say(f"step {self.done}  {_told(found)}")
                     if _due(self.done, settings.save_interval, last or stopped):
                         self._save()
@@ -183,11 +188,10 @@ class Trainer:
             group["lr"] = rate
         self._reseed()
         losses = []
-        first = self.done * self.batches.size
         for index in range(self.batches.accumulation):
-            # Which samples make up a global batch does not depend on the number of processes.
-            place = (index * self.processes.world + self.processes.rank) * self.batches.micro
-            part = self.engine(*self._batch(self.data, first + place))
+            place = self.batches.place(index, self.processes.rank, self.processes.world)
+            batch = self._batch(self.data, self.samples + place, self.batches.micro)
+            part = self.engine(*batch)
             # DeepSpeed divides by the number of accumulated micro-batches. All hold the same number
             # of targets, so that the mean of their means is the mean of all.
             self.engine.backward(part)
@@ -205,15 +209,15 @@ class Trainer:
         if skipped is None and not self.engine.was_step_applied():
             scale = f"; the scale is now {self.engine.loss_scale():g}" if scaled else ""
             skipped = f"the gradient is not finite{scale}"
-            if not scaled:
-                norm = math.nan
+            norm = math.nan
         self.done += 1
+        self.samples += self.batches.size
         # Dynamic scaling finds its scale by overflows, and stops by itself where there is none.
         if self.guard.note(loss, skipped is not None and not (scaled and math.isfinite(loss))):
             self._finish_saving()
             last = self.checkpoints.latest()
             kept = f"the last checkpoint is {last}" if last else "no checkpoint was written"
-            raise UserError(
+            raise SharedError(
                 f"step {self.done}: {skipped}; {settings.max_skipped} updates were skipped one "
                 f"after another; {kept}; try a lower lr or a longer warmup"
             )
@@ -224,12 +228,26 @@ class Trainer:
             "loss": loss if math.isfinite(loss) else None,
             "lr": rate,
             "grad_norm": norm if norm is not None and math.isfinite(norm) else None,
-            "samples": self.done * self.batches.size,
-            "tokens": self.done * self.batches.size * self.data.seq_length,
+            "samples": self.samples,
+            "tokens": self._tokens(),
         }
         if skipped is not None:
             entry["skipped"] = skipped
         return entry, skipped
+
+    def _tokens(self) -> int:
+        return self.samples * self.data.seq_length
+
+    def _context(self, tokens: int) -> float:
+        """How long the document of a token is, on average over the last `tokens` of the run.
+
+        Every process must call this where documents are isolated.
+        """
+        if not self.settings.isolate_documents:
+            return self.data.seq_length
+        mine = torch.tensor(float(self._attended), device=self.processes.device)
+        self._attended = 0
+        return self.processes.mean(mine) * self.processes.world / tokens
 
     def _update(self) -> None:
         """The optimizer's step.
@@ -243,7 +261,7 @@ class Trainer:
             if "loss scale already at minimum" not in str(error):
                 raise
             self._finish_saving()
-            raise UserError(
+            raise SharedError(
                 f"step {self.done + 1}: fp16's loss scale is at its minimum and the gradient still "
                 "overflows; try --dtype bf16, a lower lr or a longer warmup"
             ) from error
@@ -253,15 +271,17 @@ class Trainer:
         key = [self.settings.seed, self.done, self.processes.rank]
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
-    def _batch(self, data: Course | PackedDataset, first: int) -> tuple[Any, ...]:
+    def _batch(self, data: Course | PackedDataset, first: int, count: int) -> tuple[Any, ...]:
         """What the model takes: inputs, labels, and where documents begin if they are isolated."""
-        inputs, labels = data.batch(first, self.batches.micro)
+        inputs, labels = data.batch(first, count)
         device = self.processes.device
-        batch = (torch.from_numpy(inputs).to(device), torch.from_numpy(labels).to(device))
+        batch = (_placed(inputs, device), _placed(labels, device))
         if not self.settings.isolate_documents:
             return batch
         positions, bounds, longest = document_bounds(inputs, self.config.eos_token_id)
-        places = (torch.from_numpy(positions).to(device), torch.from_numpy(bounds).to(device))
+        if data is self.data:
+            self._attended += int((np.diff(bounds).astype(np.int64) ** 2).sum())
+        places = (_placed(positions, device), _placed(bounds, device))
         return (*batch, None, DocumentBounds(*places, longest))
 
     def _validate_all(self) -> dict[str, Any]:
@@ -271,17 +291,20 @@ class Trainer:
         return {"valid_loss": loss, **({"valid_losses": losses} if len(losses) > 1 else {})}
 
     def _validate(self, data: PackedDataset) -> float:
-        """Mean loss over the first valid_samples samples, rounded up to what all take at once."""
-        at_once = self.batches.micro * self.processes.world
-        rounds = -(-self.settings.valid_samples // at_once)
+        """Mean loss over the first valid_samples samples, or over all where there are fewer."""
+        count = min(self.settings.valid_samples, data.samples_per_epoch)
+        micro, world = self.batches.micro, self.processes.world
         losses = []
         self.engine.eval()
         with torch.no_grad():
-            for index in range(rounds):
-                first = index * at_once + self.processes.rank * self.batches.micro
-                losses.append(self.engine(*self._batch(data, first)))
+            for index in range(-(-count // (micro * world))):
+                first = self.batches.place(index, self.processes.rank, world)
+                mine = min(max(count - first, 0), micro)
+                # Whoever has nothing left computes along: ZeRO-3 gathers weights from all.
+                batch = self._batch(data, first if mine else 0, max(mine, 1))
+                losses.append(self.engine(*batch) * mine)
         self.engine.train()
-        return self.processes.mean(torch.stack(losses).mean())
+        return self.processes.mean(torch.stack(losses).sum()) * world / count
 
     def _save(self) -> None:
         """Begins a checkpoint, and ends it too where nothing is written in the background."""
@@ -289,7 +312,7 @@ class Trainer:
         started = time.perf_counter()
         record = {
             "step": self.done,
-            "samples": self.done * self.batches.size,
+            "samples": self.samples,
             "guard": self.guard.state(),
             **self.record,
         }
@@ -318,6 +341,14 @@ class Trainer:
             save_model(folder, weights, self.config, self.tokenizer)
 
         self.processes.first_alone(write)
+
+
+def _placed(array: npt.NDArray[np.integer[Any]], device: torch.device) -> Tensor:
+    """An array on the device; the copy to a GPU waits neither for it nor makes anyone wait."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def _due(done: int, interval: int, last: bool) -> bool:
