@@ -119,6 +119,20 @@ def test_a_stage_has_a_limit_of_its_own(tmp_path: Path) -> None:
     assert "--resume" not in Stage("bench:rotary").command(results, again=True)
 
 
+def test_some_cases_do_not_stand_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A benchmark of which some cases ran is not done, but for a call that asks for the same."""
+    results = tmp_path / gpu_check.RESULTS
+    command = Stage("bench:rotary").command(results, False, ("bfloat16", "forward"))
+    assert command[-3:] == ["--cases", "bfloat16", "forward"]
+    assert "--cases" not in Stage("test:rotary").command(results, False, ("bfloat16",))
+    commands(monkeypatch, dict.fromkeys(("build", "bench:one"), ""))
+    check = Check(tmp_path, "abc", time.monotonic() + 60, cases=("bfloat16",))
+    check.run([Stage("build"), Stage("bench:one")])
+    assert gpu_check.succeeded(results, "abc") == {"build"}
+    assert gpu_check.succeeded(results, "abc", ["float16"]) == {"build"}
+    assert gpu_check.succeeded(results, "abc", ["bfloat16"]) == {"build", "bench:one"}
+
+
 def test_nothing_runs_after_a_failed_build_or_the_end_of_the_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

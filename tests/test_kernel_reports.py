@@ -83,12 +83,19 @@ def test_nothing_spills_and_registers_fit(library: Path, kernels: list[reports.K
     assert not faults, "\n".join(faults)
 
 
-def test_memory_is_accessed_in_16_bytes(library: Path, kernels: list[reports.Kernel]) -> None:
+@pytest.fixture(scope="module")
+def ampere_code(library: Path) -> dict[str, Counter[str]]:
+    """Opcodes of all kernels for sm_80."""
+    return reports.machine_code(library, ARCHITECTURE)
+
+
+def test_memory_is_accessed_in_16_bytes(
+    ampere_code: dict[str, Counter[str]], kernels: list[reports.Kernel]
+) -> None:
     """The machine code has the 16-byte loads, stores and asynchronous copies of the design."""
-    code = reports.machine_code(library, ARCHITECTURE)
     faults: list[str] = []
     for kernel in kernels:
-        faults += reports.faults_in_code(kernel, code[kernel.symbol])
+        faults += reports.faults_in_code(kernel, ampere_code[kernel.symbol])
     assert not faults, "\n".join(faults)
 
 
@@ -118,6 +125,20 @@ def test_memory_bound_kernels_for_hopper(
         faults += reports.faults_in_resources(kernel, bounds[kernel.symbol])
         faults += reports.faults_in_code(kernel, hopper_code[kernel.symbol])
     assert not faults, "\n".join(faults)
+
+
+def test_sums_of_other_blocks_do_not_come_from_a_stale_cache(
+    ampere_code: dict[str, Counter[str]], hopper_code: dict[str, Counter[str]]
+) -> None:
+    """Blocks that share a row read what others wrote: behind a load that acquires, which empties
+    the first-level cache, and never by way of the constant one. The simulator has no caches."""
+    for code in (ampere_code, hopper_code):
+        found = [opcodes for symbol, opcodes in code.items() if "backward_parts" in symbol]
+        assert found, "the library holds no kernel whose blocks share a row"
+        for opcodes in found:
+            assert opcodes["MEMBAR.SC.GPU"] == 1, opcodes
+            assert opcodes["LDG.E.STRONG.GPU"] == opcodes["CCTL.IVALL"] - 1 > 0, opcodes
+            assert not [name for name in opcodes if ".CONSTANT" in name], opcodes
 
 
 def test_the_page_of_kernels_is_what_was_built(library: Path) -> None:

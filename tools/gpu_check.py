@@ -67,8 +67,14 @@ class Stage:
         """Seconds that it may take."""
         return _LIMITS.get(self.name, _LIMITS[self.group])
 
-    def command(self, results: Path, again: bool) -> list[str]:
-        """What the stage runs, in the project's folder; `again`: also what has been measured."""
+    def command(self, results: Path, again: bool, cases: Sequence[str] = ()) -> list[str]:
+        """What the stage runs, in the project's folder.
+
+        Args:
+            results: the file that benchmarks add rows to.
+            again: also what has been measured.
+            cases: of benchmarks only cases whose title has one of these words; all if empty.
+        """
         python = sys.executable
         if self.group == "build":
             return [python, str(Path(__file__).resolve()), "--build"]
@@ -88,8 +94,9 @@ class Stage:
         if self.group == "sanitize":
             options = ("--tool", self.what, "--error-exitcode", "9")
             return ["compute-sanitizer", *options, python, "tools/sanitize.py"]
-        options = ["--device", "cuda", "--output", str(results)]
-        return [python, "benchmarks/run.py", self.what, *options, *([] if again else ["--resume"])]
+        options = ["--device", "cuda", "--output", str(results), *([] if again else ["--resume"])]
+        some = ["--cases", *cases] if cases else []
+        return [python, "benchmarks/run.py", self.what, *options, *some]
 
 
 def test_modules(folder: Path) -> list[str]:
@@ -168,12 +175,15 @@ def rows_of(results: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def succeeded(results: Path, at_commit: str) -> set[str]:
-    """Stages that this commit's rows call successful."""
+def succeeded(results: Path, at_commit: str, cases: Sequence[str] = ()) -> set[str]:
+    """Stages that this commit's rows call successful, with these cases or all."""
     return {
         row["stage"]
         for row in rows_of(results)
-        if "stage" in row and row["commit"] == at_commit and row["exit_code"] == 0
+        if "stage" in row
+        and row["commit"] == at_commit
+        and row["exit_code"] == 0
+        and row.get("cases", []) in ([], list(cases))
     }
 
 
@@ -186,6 +196,7 @@ class Check:
         commit: what the rows say.
         deadline: on time.monotonic(); nothing runs past it.
         again: whether cases that have been measured before are measured once more.
+        cases: words of which a benchmark's cases must have one; all run if empty.
         failed, left: names of the stages that failed, and of those that there was no time for.
     """
 
@@ -193,6 +204,7 @@ class Check:
     commit: str
     deadline: float
     again: bool = False
+    cases: Sequence[str] = ()
     failed: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -221,9 +233,8 @@ class Check:
             return
         began = time.monotonic()
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
-            code, timed_out = limited(
-                stage.command(self.out / RESULTS, self.again), seconds, output
-            )
+            command = stage.command(self.out / RESULTS, self.again, self.cases)
+            code, timed_out = limited(command, seconds, output)
             output.seek(0)
             text = output.read()
         if stage.group == "test" and code == _NO_TESTS:
@@ -235,6 +246,8 @@ class Check:
             "timed_out": timed_out,
             "seconds": round(time.monotonic() - began, 1),
         }
+        if stage.group == "bench" and self.cases:
+            row["cases"] = list(self.cases)
         outcome = f"exit code {code} after {row['seconds']} s{', stopped' if timed_out else ''}"
         with self._lock:
             if code != 0:
@@ -337,6 +350,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--resume", type=Path, metavar="RESULTS.jsonl", help="results of an earlier call to go on"
     )
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        default=[],
+        metavar="WORD",
+        help="of benchmarks only cases whose title has one of these words, such as bfloat16",
+    )
     parser.add_argument("--again", action="store_true", help="run what has succeeded before, too")
     parser.add_argument("--list", action="store_true", help="list the stages and stop; no GPU")
     parser.add_argument("--build", action="store_true", help=argparse.SUPPRESS)
@@ -366,8 +386,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = out / RESULTS
     if arguments.resume is not None and not results.exists():
         shutil.copyfile(arguments.resume, results)
-    check = Check(out, commit(), began + arguments.seconds, arguments.again)
-    done = set() if arguments.again else succeeded(results, check.commit)
+    check = Check(out, commit(), began + arguments.seconds, arguments.again, tuple(arguments.cases))
+    done = set() if arguments.again else succeeded(results, check.commit, check.cases)
     # A build that is up to date is quick to find so, and a new machine has none.
     stages = [s for s in arguments.stages if s.group == "build" or s.name not in done]
     for stage in arguments.stages:
