@@ -18,7 +18,7 @@ def write_run(folder: Path, count: int = 5) -> Path:
         lines.append({"step": step, "loss": 8.0 / step, "lr": 1e-3, "grad_norm": None})
         lines[-1]["tokens"] = 10 * step
         if step % 2 == 0:
-            lines.append({"step": step, "valid_loss": 9.0 / step})
+            lines.append({"step": step, "tokens": 10 * step, "valid_loss": 9.0 / step})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -27,16 +27,36 @@ def test_points_are_the_metrics(tmp_path: Path) -> None:
     """Training and validation losses over steps and tokens; what a line lacks is left out."""
     run = write_run(tmp_path / "run")
     with (run / "metrics.jsonl").open("a") as stream:
-        stream.write('{"step": 5, "valid_loss": 2.0, "valid_losses": {"wiki": 1.0, "web": 3.0}}\n')
+        stream.write(
+            '{"step": 5, "tokens": 60, "valid_loss": 2.0, '  # its steps became larger
+            '"valid_losses": {"wiki": 1.0, "web": 3.0}}\n'
+        )
         stream.write('{"step": 6, "lo')  # being written
     entries = read_metrics(run)
     assert curve(entries, "loss", "step") == ([1, 2, 3, 4, 5], [8.0 / n for n in range(1, 6)])
-    assert curve(entries, "valid_loss", "tokens") == ([20, 40, 50], [4.5, 2.25, 2.0])
+    assert curve(entries, "valid_loss", "tokens") == ([20, 40, 60], [4.5, 2.25, 2.0])
     assert curve(entries, "grad_norm", "step") == ([], [])
     names = ["valid_loss", "valid_loss of wiki", "valid_loss of web"]
     assert validation_names(entries) == names
     assert curve(entries, names[2], "step") == ([5], [3.0])
     assert smoothed([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"step": 3, "lo', b"\x00" * 40, b"\xff\xfe", b'{"step": "x", "loss": 1}', b"[3]"]
+)
+def test_damaged_lines_are_left_out(
+    tmp_path: Path, line: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line cut off in the middle, zeros of a power failure, other things: the rest is drawn."""
+    path = write_run(tmp_path / "run") / "metrics.jsonl"
+    whole = read_metrics(tmp_path / "run")
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:3], line + b"\n", *lines[3:], line]))
+    assert read_metrics(tmp_path / "run") == whole
+    told = capsys.readouterr().out
+    assert told in ("", f"{path}: 1 damaged lines left out, the first is 4\n")
+    assert (told == "") == (line[-1:] in (b"}", b"]"))
 
 
 @pytest.mark.parametrize(("name", "start"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml")])
@@ -63,7 +83,8 @@ def test_picture_is_written(
         (["run", "--output", "a.jpg"], "--output a.jpg must end in .png, .svg, .pdf"),
         (["run", "--smooth", "0"], "--smooth must be 1 or more, got 0"),
         (["empty"], "holds no steps yet"),
-        (["broken"], r"metrics.jsonl:1 is not JSON"),
+        (["broken"], "metrics.jsonl holds no steps, but damaged lines"),
+        (["run", "--output", "gone/a.png"], "No such file or directory"),
     ],
 )
 def test_mistakes_are_told(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.functional import cross_entropy
 
 from llmjp.checkpoint.huggingface import load_config, load_model
@@ -35,7 +36,7 @@ def results(folder: Path) -> dict[str, Result]:
             *("--data", "toy data", *TINY, "--output", "learn", "--steps", "120", "--lr", "1e-2"),
             *("--warmup", "10", "--global-batch", "16", "--micro-batch", "16", "--dropout", "0"),
             *("--valid-interval", "60", "--save-hf-every", "50", "--log-interval", "20"),
-            *("--save-interval", "40", "--keep-last", "1"),
+            *("--save-interval", "40", "--keep-last", "1", "--tensorboard"),
         ],
     }
     for dtype, stage in FORMATS:
@@ -89,13 +90,25 @@ def test_loss_falls_and_the_model_is_what_was_trained(
 def test_a_run_says_what_it_does(results: dict[str, Result]) -> None:
     """The report's figures, a progress line with its parts, and what was saved."""
     out = results["learn"].out
-    assert "DeepSpeed 0." in out and "PyTorch implementations (CPU)" in out
+    assert "DeepSpeed 0." in out and "kernels     PyTorch implementation: " in out
     assert "CPU x 1, fp32, ZeRO stage 1" in out and "20,224 parameters" in out
     assert "16 samples = 16 x 1 processes x 1 accumulated = 512 tokens a step" in out
     line = next(line for line in out.splitlines() if line.startswith("step 40/120"))
     for part in ("loss ", "lr ", "grad norm ", "tokens/s", "ETA 0:"):
         assert part in line
     assert "step 120  saved learn/checkpoints/step-120" in out and "validation loss" in out
+
+
+def test_trackers_get_the_figures(folder: Path, results: dict[str, Result]) -> None:
+    """TensorBoard's file holds the losses of training and validation."""
+    assert results["learn"].code == 0
+    board = EventAccumulator(str(folder / "learn" / "tensorboard"))
+    board.Reload()
+    for name in ("loss", "valid_loss"):
+        told = [(event.step, event.value) for event in board.Scalars(name)]
+        lines = [entry for entry in metrics(folder / "learn") if name in entry]
+        assert [step for step, _ in told] == [entry["step"] for entry in lines]
+        assert [value for _, value in told] == pytest.approx([entry[name] for entry in lines])
 
 
 def test_old_checkpoints_go(folder: Path, results: dict[str, Result]) -> None:

@@ -129,22 +129,6 @@ def test_plain_pytorch_has_the_same_losses(kernels: tuple[Path, str]) -> None:
     assert "WARNING: not at full speed: kernels are off (--kernels off)" in out
 
 
-def test_trackers_get_the_figures(tmp_path: Path) -> None:
-    """TensorBoard's file holds each step's loss; a continued run adds to it."""
-    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    toy_data(tmp_path / "toy")
-    job = ["--data", "toy", *TINY, *QUICK, "--decay-steps", "9", "--tensorboard", "--output", "o"]
-    results = run_jobs(tmp_path, [[*job, "--steps", "2"], [*job, "--steps", "3"]])
-    assert [result.code for result in results] == [0, 0], results
-    board = EventAccumulator(str(tmp_path / "o" / "tensorboard"))
-    board.Reload()
-    told = [(event.step, event.value) for event in board.Scalars("loss")]
-    assert [step for step, _ in told] == [1, 2, 3]
-    assert [value for _, value in told] == pytest.approx(losses(tmp_path / "o"), rel=1e-6)
-
-
 def test_missing_tracker_is_told(tmp_path: Path) -> None:
     """Weights & Biases is nobody's dependency: one line says what to install."""
     toy_data(tmp_path / "toy")

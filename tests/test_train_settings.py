@@ -164,6 +164,9 @@ def test_number_formats() -> None:
     with pytest.raises(UserError, match="fp16 needs a GPU"):
         number_format(settings(dtype="fp16"), CPU)
     assert number_format(settings(dtype="fp16"), torch.device("cuda")) == "fp16"
+    with pytest.raises(UserError, match="fp32 on a GPU needs --kernels off"):
+        number_format(settings(dtype="fp32"), torch.device("cuda"))
+    assert number_format(settings(dtype="fp32", kernels="off"), torch.device("cuda")) == "fp32"
     with pytest.raises(UserError, match="bf16 needs zero_stage 1, 2 or 3"):
         number_format(settings(dtype="bf16", zero_stage=0), CPU)
 

@@ -70,9 +70,12 @@ def run(arguments: argparse.Namespace) -> int:
     for axis in (losses, rates, norms):
         axis.grid(alpha=0.3)
     partial = output.with_name(f".{output.stem}.partial{output.suffix}")
-    figure.savefig(partial, dpi=150)
-    partial.replace(output)
-    pyplot.close(figure)
+    try:
+        figure.savefig(partial, dpi=150)
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+        pyplot.close(figure)
     print(f"wrote {output}")
     return 0
 
@@ -85,35 +88,36 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """
     path = folder / METRICS if folder.is_dir() else folder
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     entries = []
-    for number, line in enumerate(lines, 1):
+    damaged = []
+    for number, line in enumerate(lines[:-1], 1):  # behind the last end of line: being written
         try:
             entry = json.loads(line)
         except ValueError:
-            if number == len(lines):
-                break  # a run that is writing it
-            raise UserError(f"{path}:{number} is not JSON") from None
-        if isinstance(entry, dict) and "step" in entry:
-            sources = entry.pop("valid_losses", {})
-            entries.append(entry | {f"valid_loss of {name}": v for name, v in sources.items()})
+            damaged.append(number)
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            sources = entry.pop("valid_losses", None)
+            if isinstance(sources, dict):
+                entry |= {f"valid_loss of {name}": loss for name, loss in sources.items()}
+            entries.append(entry)
     if not entries:
-        raise UserError(f"{path} holds no steps yet")
+        raise UserError(f"{path} holds no steps{' yet' if not damaged else ', but damaged lines'}")
+    if damaged:
+        # A power failure or a full disk leaves such a line; the run drops it when it goes on.
+        print(f"{path}: {len(damaged)} damaged lines left out, the first is {damaged[0]}")
     return entries
 
 
 def curve(entries: list[dict[str, Any]], name: str, x: str) -> tuple[list[float], list[float]]:
-    """The points of one figure, without steps that lack it.
-
-    Validation lines carry no token count: it is their step's share of the training lines' own.
-    """
-    per_step = next((e["tokens"] / e["step"] for e in entries if e.get("tokens")), 1.0)
+    """The points of one figure, without lines that lack it or their place."""
     points = [
-        (entry["step"] * (per_step if x == "tokens" else 1), entry[name])
+        (entry[x], entry[name])
         for entry in entries
-        if isinstance(entry.get(name), (int, float))
+        if isinstance(entry.get(name), (int, float)) and isinstance(entry.get(x), (int, float))
     ]
     return [place for place, _ in points], [value for _, value in points]
 

@@ -368,7 +368,7 @@ def report(
             f"{batches.accumulation} accumulated = {tokens:,} tokens a step; "
             f"{settings.steps:,} steps = {settings.steps * tokens:,} tokens = {epochs:.2f} epochs",
         ),
-        ("kernels", "; ".join(kernels(device, settings.kernels == "on"))),
+        ("kernels", kernels(device, settings.kernels == "on")),
         ("start", _beginning(start, processes.world)),
     ]
     for title, text in lines:

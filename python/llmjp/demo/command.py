@@ -200,7 +200,7 @@ def summary(output: Path, seconds: float) -> None:
     rows: list[tuple[str, str]] = [
         ("loss", f"{losses[0]:.2f} -> {losses[-1]:.2f} nats a token"),
         ("training", f"{speeds[len(speeds) // 2]:,.0f} tokens/s (median) on {device.type}"),
-        ("kernels", "; ".join(kernels(device, True))),
+        ("kernels", kernels(device, True)),
         ("time", f"{seconds:.0f} s in all"),
         ("model", f"{output / 'run' / 'hf'} (Transformers reads it too)"),
     ]

@@ -63,13 +63,15 @@ def number_format(settings: TrainSettings, device: torch.device) -> str:
     """fp32, bf16 or fp16, with `auto` decided.
 
     Raises:
-        UserError: fp16 on a CPU, or bf16 without ZeRO.
+        UserError: fp16 on a CPU, fp32 on a GPU's kernels, or bf16 without ZeRO.
     """
     dtype = settings.dtype
     if dtype == "auto":
         dtype = "bf16" if device.type == "cuda" else "fp32"
     if dtype == "fp16" and device.type == "cpu":
         raise UserError("fp16 needs a GPU: DeepSpeed does not train in it on a CPU; use bf16, fp32")
+    if dtype == "fp32" and device.type == "cuda" and settings.kernels == "on":
+        raise UserError("fp32 on a GPU needs --kernels off: attention's kernels take bf16 and fp16")
     if dtype == "bf16" and settings.zero_stage == 0:
         # DeepSpeed then updates the bf16 weights themselves, and rounding eats most of an update.
         raise UserError(

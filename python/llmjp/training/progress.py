@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import math
 import platform
 import resource
 import sys
@@ -38,9 +39,15 @@ class Metrics:
         partial.replace(path)
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Appends one object."""
+        """Appends one object; what is no number becomes null, as JSON has no NaN."""
         with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(entry) + "\n")
+            stream.write(json.dumps(_finite(entry), allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(entry) for name, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Progress:
@@ -105,15 +112,39 @@ def versions() -> str:
     )
 
 
-def kernels(device: torch.device, enabled: bool) -> list[str]:
-    """What each op of llmjp_ext runs on the device; plain PyTorch where they are not enabled."""
+# The ops that a training step calls, by the names of their halves.
+_OPS = (
+    "attention",
+    "attention_varlen",
+    "layer_norm",
+    "add_layer_norm",
+    "bias_gelu",
+    "cross_entropy",
+)
+
+
+def _implementations(device: torch.device) -> dict[str, list[str]]:
+    """What runs on the device, each with the ops of training that it runs."""
     from llmjp_ext.__main__ import report_ops
 
+    place = "CUDA: " if device.type == "cuda" else "CPU: "
+    found: dict[str, list[str]] = {}
+    for name, facts in report_ops():
+        op, _, half = name.removeprefix("op ").rpartition("_")
+        what = next((fact for fact in facts.split("; ") if fact.startswith(place)), None)
+        if op in _OPS and half in ("fwd", "bwd") and what is not None:
+            ops = found.setdefault(what.removeprefix(place), [])
+            ops += [op] if op not in ops else []
+    return found
+
+
+def kernels(device: torch.device, enabled: bool) -> str:
+    """What each op of training runs on the device; plain PyTorch where they are not enabled."""
     if not enabled:
-        return ["off: plain PyTorch"]
-    if device.type == "cpu":
-        return ["PyTorch implementations (CPU)"]
-    return [f"{name}: {facts.split(';')[0]}" for name, facts in report_ops()]
+        return "off: plain PyTorch"
+    return "; ".join(
+        f"{what}: {', '.join(ops)}" for what, ops in sorted(_implementations(device).items())
+    )
 
 
 def slow_paths(device: torch.device, enabled: bool) -> str | None:
@@ -122,14 +153,11 @@ def slow_paths(device: torch.device, enabled: bool) -> str | None:
         return "kernels are off (--kernels off): attention, norms, GELU and loss are PyTorch's"
     if device.type == "cpu":
         return None  # there is no faster one to be had
-    used = ("attention", "layer_norm", "bias_gelu", "cross_entropy")
-    slow = [
-        line.partition(":")[0].removeprefix("op ")
-        for line in kernels(device, True)
-        if "PyTorch" in line and any(line.startswith(f"op {name}") for name in used)
-    ]
+    slow = _implementations(device).get("PyTorch implementation")
     return (
-        f"{', '.join(slow)} run as PyTorch code: this build has no CUDA kernels" if slow else None
+        f"{', '.join(slow)} run as PyTorch code: this build has no CUDA kernels for them"
+        if slow
+        else None
     )
 
 
