@@ -26,8 +26,12 @@ void visit_types(const Params& p, Visit visit) {
 
 }  // namespace
 
-void bias_dropout_add_forward(const BiasDropoutAddForward& params, host::Stream stream) {
-  if (params.rows == 0 || params.width == 0) return;
+void bias_dropout_add_forward(const BiasDropoutAddForward& given, host::Stream stream) {
+  if (given.rows == 0 || given.width == 0) return;
+  BiasDropoutAddForward params = given;
+  if (params.bias == nullptr) {
+    split_row(params.rows, params.width, {&params.x_stride, &params.residual_stride});
+  }
   visit_types(params, [&]<class X, class R, class B>() {
     launch_bias_dropout_add_forward<X, R, B>(params, stream);
   });
@@ -39,8 +43,10 @@ int64_t bias_dropout_add_backward_workspace(const BiasDropoutAddBackward& params
   return backward_plan(params, row_chunk(params), multiprocessors).groups * params.width;
 }
 
-void bias_dropout_add_backward(const BiasDropoutAddBackward& params, host::Stream stream) {
-  if (params.rows == 0 || params.width == 0) return;
+void bias_dropout_add_backward(const BiasDropoutAddBackward& given, host::Stream stream) {
+  if (given.rows == 0 || given.width == 0) return;
+  BiasDropoutAddBackward params = given;
+  if (params.dbias == nullptr) split_row(params.rows, params.width, {&params.dr_stride});
   visit_types(params, [&]<class X, class R, class B>() {
     launch_bias_dropout_add_backward<X, R, B>(params, stream);
   });

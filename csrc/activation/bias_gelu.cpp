@@ -23,8 +23,10 @@ void visit_types(const Params& p, Visit visit) {
 
 }  // namespace
 
-void bias_gelu_forward(const BiasGeluForward& params, host::Stream stream) {
-  if (params.rows == 0 || params.width == 0) return;
+void bias_gelu_forward(const BiasGeluForward& given, host::Stream stream) {
+  if (given.rows == 0 || given.width == 0) return;
+  BiasGeluForward params = given;
+  if (params.bias == nullptr) split_row(params.rows, params.width, {&params.x_stride});
   visit_types(params, [&]<class X, class B>() { launch_bias_gelu_forward<X, B>(params, stream); });
 }
 
@@ -34,8 +36,12 @@ int64_t bias_gelu_backward_workspace(const BiasGeluBackward& params) {
   return backward_plan(params, row_chunk(params), multiprocessors).groups * params.width;
 }
 
-void bias_gelu_backward(const BiasGeluBackward& params, host::Stream stream) {
-  if (params.rows == 0 || params.width == 0) return;
+void bias_gelu_backward(const BiasGeluBackward& given, host::Stream stream) {
+  if (given.rows == 0 || given.width == 0) return;
+  BiasGeluBackward params = given;
+  if (params.bias == nullptr) {
+    split_row(params.rows, params.width, {&params.dy_stride, &params.x_stride});
+  }
   visit_types(params, [&]<class X, class B>() { launch_bias_gelu_backward<X, B>(params, stream); });
 }
 

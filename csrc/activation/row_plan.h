@@ -34,6 +34,21 @@ inline int whole_chunk(host::DType type, int64_t width, std::initializer_list<co
   return whole ? static_cast<int>(chunk) : 1;
 }
 
+// One long row of which no column is special, such as all rows of an op without a bias, as up to
+// four rows one behind the other: a warp of one row would have one load of each operand on its way.
+// Each is made of whole chunks.
+inline void split_row(int64_t& rows, int64_t& width, std::initializer_list<int64_t*> strides) {
+  constexpr int64_t kMostOfChunk = 8;
+  if (rows != 1) return;
+  for (const int64_t parts : {4, 2}) {
+    if (width % (parts * kMostOfChunk) != 0) continue;
+    rows = parts;
+    width /= parts;
+    for (int64_t* stride : strides) *stride = width;
+    return;
+  }
+}
+
 inline RowPlan row_plan(int64_t width, int chunk, int64_t groups_of_one_column,
                         int64_t wanted_warps) {
   RowPlan plan{};

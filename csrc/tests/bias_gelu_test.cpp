@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "activation/row_plan.h"
 #include "device/dtype.h"
 #include "tests/buffer.h"
 #include "tests/check.h"
@@ -93,6 +94,21 @@ TEST(bias_gelu_without_a_bias_stays_in_bounds) {
       check_bias_gelu<device::bfloat16, device::bfloat16>(rows, width, rows == 1, false, true,
                                                           2e-2);
     }
+  }
+}
+
+// Rows of an op without a bias are one long row, of which a warp has four parts on their way.
+TEST(a_long_row_is_split_into_parts_of_whole_chunks) {
+  struct Case {
+    int64_t rows, width, split_rows, split_width;
+  };
+  for (const Case& each : {Case{1, 4096, 4, 1024}, Case{1, 48, 2, 24}, Case{1, 20, 1, 20},
+                           Case{1, 1023, 1, 1023}, Case{3, 4096, 3, 4096}}) {
+    int64_t rows = each.rows, width = each.width, stride = 5000;
+    activation::split_row(rows, width, {&stride});
+    CHECK_EQUAL(rows, each.split_rows);
+    CHECK_EQUAL(width, each.split_width);
+    CHECK_EQUAL(stride, each.split_rows == each.rows ? 5000 : width);
   }
 }
 
