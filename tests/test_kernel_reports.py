@@ -149,7 +149,8 @@ def test_the_page_of_kernels_is_what_was_built(library: Path) -> None:
     page = (ROOT / "docs" / "kernels.md").read_text()
     if f"nvcc {_library.build_info()['nvcc']}" not in page:
         pytest.skip(f"the page was made with another nvcc than {_library.build_info()['nvcc']}")
-    for line in table.table(library, ROOT / "benchmarks" / "results"):
+    results = ROOT / "benchmarks" / "results"
+    for line in (*table.table(library, results), *table.predictions(library, results)):
         assert line in page, f"docs/kernels.md lacks this line; run tools/kernel_table.py:\n{line}"
 
 
@@ -219,6 +220,20 @@ def test_predicted_shares() -> None:
     assert table.share(gpu, 2500) == 0.25
     assert table.share(gpu, 5000) == 0.5
     assert table.share(gpu, 40_000) == 1.0
+
+
+def test_predictions_count_sums_and_the_last_round() -> None:
+    """300 groups of ten rows each: their sums are bytes too; one row more takes a round more."""
+    gpu = table.Gpu("test", "sm_80", 100, 1000e9, 1e-6, 100 * 1024)
+    arguments = ("bfloat16", "bfloat16", "true", "8")
+    kernel = reports.Kernel("symbol", "bias_gelu_backward_kernel", arguments, 80, 0, 0)
+    bounds = {"symbol": (256, 3)}
+    work = table.Work("bias_gelu", "backward", "", "bias_gelu_backward", 30.0, 3000, 2048, sums=1)
+    sums, lowest, highest = table.prediction(work, gpu, [kernel], bounds)
+    assert sums == pytest.approx(2 * 300 * 2048 * 4 / 1e6)
+    assert highest == 1.0 and lowest == pytest.approx(30 / (30 + sums))
+    one_more = table.prediction(replace(work, rows=3001), gpu, [kernel], bounds)
+    assert one_more[1] == pytest.approx(lowest * 3001 / 300 / 11)
 
 
 def test_planted_faults_are_seen(tmp_path: Path) -> None:
