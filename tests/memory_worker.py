@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from llmjp.config import ModelConfig
 from llmjp.training import engine as engines
 from llmjp.training.memory import predict
-from llmjp.training.processes import Processes, end_process, start_processes
+from llmjp.training.processes import Processes, end_process, start_processes, stop_processes
 from llmjp.training.settings import TrainSettings
 
 CONFIG = ModelConfig(
@@ -31,11 +31,11 @@ MORE = [(0, "fp32", False), (2, "bf16", False), (3, "bf16", True)]  # with a sec
 def living() -> int:
     """Bytes of all tensors' storages."""
     gc.collect()
-    seen = {}
-    for thing in gc.get_objects():
-        if type(thing) in (torch.Tensor, torch.nn.Parameter):
-            seen[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
-    return sum(seen.values())
+    found = [each for each in gc.get_objects() if type(each) in (torch.Tensor, torch.nn.Parameter)]
+    # Python does not know a gradient that nobody has asked for.
+    found += [each.grad for each in found if each.is_leaf and each.grad is not None]
+    storages = (each.untyped_storage() for each in found)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def highest(prof: Any) -> int:
@@ -71,11 +71,11 @@ def measure(stage: int, dtype: str, recompute: bool, processes: Processes) -> di
             zero_stage=stage,
             dtype=dtype,
             recompute=recompute,
-            global_batch=2 * MICRO,
+            global_batch=2 * MICRO * processes.world,
             micro_batch=MICRO,
             deepspeed_config=str(file),
         )
-        batches = engines.Batches.of(settings, 1)
+        batches = engines.Batches.of(settings, processes.world)
         ds_config = engines.deepspeed_config(settings, batches, dtype)
     before = living()
     engine = engines.build_engine(settings, CONFIG, ds_config, processes, None)
@@ -108,8 +108,9 @@ def measure(stage: int, dtype: str, recompute: bool, processes: Processes) -> di
     plan = predict(
         CONFIG,
         ds_config["zero_optimization"],
-        processes=1,
+        processes=processes.world,
         micro_batch=MICRO,
+        accumulation=batches.accumulation,
         length=LENGTH,
         itemsize=engines.TORCH_DTYPES[dtype].itemsize,
         recompute=recompute,
@@ -125,5 +126,7 @@ def measure(stage: int, dtype: str, recompute: bool, processes: Processes) -> di
 if __name__ == "__main__":
     group = start_processes()
     rows = [measure(*case, group) for case in CASES + (MORE if sys.argv[2:] else [])]
-    Path(sys.argv[1]).write_text(json.dumps(rows))
+    if group.first:
+        Path(sys.argv[1]).write_text(json.dumps(rows))
+    stop_processes()
     end_process(0)

@@ -4,16 +4,21 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llmjp import cli, configs
 from llmjp.config import preset
+from llmjp.data.packed import Documents, PackedDataset
 from llmjp.errors import UserError
 from llmjp.training.memory import GIB, predict
 from llmjp.training.settings import TrainSettings, find_config, read_config
-from train_runs import environment
+from train_runs import QUICK, TINY, environment, toy_data
 
+SHAPE: dict[str, Any] = {
+    **{"micro_batch": 1, "accumulation": 16, "length": 2048, "itemsize": 2, "recompute": False},
+}
 WORKER = Path(__file__).with_name("memory_worker.py")
 
 
@@ -30,7 +35,9 @@ def test_every_configuration_fits_its_gpus(name: str, capsys: pytest.CaptureFixt
     assert "= 3,145,728 tokens a step" in out
     assert ("1,316,605,952" if "1.3b" in name else "12,855,592,960") in out
     memory = name.partition("a100-")[2].partition("gb")[0]
-    assert f"of {memory} GiB" in out if memory else "fits        unknown" in out
+    # What torch finds on these GPUs is a little less than what they are called by.
+    usable = {"40": "39.4", "80": "79.1"}.get(memory)
+    assert f"of {usable} GiB" in out if memory else "fits        unknown" in out
 
 
 def test_lengths_in_tokens_become_steps() -> None:
@@ -78,26 +85,64 @@ def test_what_cannot_fit_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 def test_sharding_divides_what_it_says() -> None:
     """Each stage of ZeRO over 96 processes leaves 1/96 of one more kind of state."""
     sizes = []
+    beside = []
     config = preset("llm-jp-1.3b")
     count = config.parameter_count()
     for stage in range(4):
         zero = {"stage": stage, "reduce_bucket_size": 1, "overlap_comm": False}
-        memory = predict(
-            config, zero, processes=96, micro_batch=1, length=2048, itemsize=2, recompute=False
-        )
+        memory = predict(config, zero, processes=96, **SHAPE)
         sizes.append((memory.weights, memory.optimizer, memory.gradients))
+        alone = predict(config, zero, processes=96, **SHAPE | {"accumulation": 1})
+        beside.append(memory.working - alone.working)
     share = -(-count // 96)
+    # What a micro-batch adds to the gradients of those before it.
+    assert beside == [0, 2 * count, 2 * share, 0]
     assert sizes[0] == (2 * count, 8 * count, 2 * count)
     assert sizes[1] == (2 * count, 8 * share, 2 * count + 2)
     assert sizes[2] == (2 * count, 8 * share, 2 * share + 2)
     assert sizes[3] == (2 * share, 8 * share, 2 * share + 2)
 
 
+def test_short_documents_take_scratch_memory() -> None:
+    """Isolated documents leave tiles of queries partly empty; fp16 has fp32 weights in stage 0."""
+    config = preset("llm-jp-1.3b")
+    whole = predict(config, {"stage": 0}, processes=1, **SHAPE)
+    long, short = (
+        predict(config, {"stage": 0}, processes=1, **SHAPE, documents=count) for count in (32, 512)
+    )
+    assert whole == long, "with documents of 64 tokens something else is the most"
+    # dq, dk, dv and three more of a width; 34,816 queries' sums and statistics in fp32
+    attention = 12 * 2048 * 2048 + 4 * (2048 + 512 * 64) * (2048 + 32)
+    loss = 2 * 2048 * 2048 + 4 * 50688 * 2048  # the hidden states' gradient and the embedding's
+    assert short.working == loss + attention > whole.working
+    assert whole.master == 4 * config.parameter_count()
+
+
+def test_lengths_of_a_dry_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epochs are counted in the data; the launcher's processes are those planned for."""
+    toy_data(tmp_path / "toy")
+    flags = ["train", "--dry-run", *TINY, *QUICK, "--epochs", "2"]
+    assert cli.main(flags) == 1
+    assert "epochs are a number of steps only with --data" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    more = ["--data", str(tmp_path / "toy"), "--isolate-documents", "--kernels", "off"]
+    assert cli.main([*flags, *more]) == 0
+    out = capsys.readouterr().out
+    samples = PackedDataset(Documents([tmp_path / "toy"]), 32, 0, split=(99, 1)).samples_per_epoch
+    assert f"length      {round(2 * samples / 8)} steps = " in out
+    assert "8 samples = 2 x 4 processes x 1 accumulated" in out
+    assert "and less in isolated documents" in out and "kernels     off: plain PyTorch" in out
+
+
 def test_predicted_memory_is_that_of_a_run(tmp_path: Path) -> None:
     """States, kept activations and peak of real steps through DeepSpeed, of each stage.
 
     States must agree to 1%: they are counted. Activations to 5%: the loss's few numbers a token are
-    not counted. The peak, which has DeepSpeed's temporary copies in it, to 20%: that is what
+    not counted. The peak, which has DeepSpeed's temporary copies in it, to 15%: that is what
     docs/training.md promises, with the figures.
     """
     file = tmp_path / "memory.json"
@@ -107,7 +152,7 @@ def test_predicted_memory_is_that_of_a_run(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     for row in json.loads(file.read_text()):
-        for what, bound in (("states", 0.01), ("kept", 0.05), ("peak", 0.2)):
+        for what, bound in (("states", 0.01), ("kept", 0.05), ("peak", 0.15)):
             predicted, measured = row[what]
             if what == "kept" and row["case"][0] == 3:
                 continue  # gathered weights are among what autograd keeps there

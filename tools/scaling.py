@@ -51,7 +51,7 @@ def memory_table() -> str:
     for micro, recompute in ((1, False), (1, True), (2, True), (4, True), (8, True)):
         plan = predict(
             preset("llm-jp-13b"), {"stage": 3}, processes=GPUS, micro_batch=micro, length=LENGTH,
-            itemsize=2, recompute=recompute,
+            accumulation=BATCH // (GPUS * micro), itemsize=2, recompute=recompute,
         )  # fmt: skip
         cells = (plan.states, plan.kept, plan.working, plan.needed)
         rows.append(

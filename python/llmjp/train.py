@@ -107,9 +107,7 @@ def train(settings: TrainSettings, processes: "Processes") -> int:
     settings = settings.in_steps(length)
     data, valid = processes.together(lambda: open_data(settings, length))
     check_ids(settings, data, valid, config, processes)
-    if settings.epochs is not None:
-        steps = max(1, round(settings.epochs * data.samples / batches.size))
-        settings = dataclasses.replace(settings, steps=steps)
+    settings = settings.in_epochs(data.samples)
     ds_config = processes.together(lambda: engine.deepspeed_config(settings, batches, dtype))
     record = describe(settings, config, data, dtype, processes.world)
 

@@ -1,13 +1,17 @@
 """`llmjp train --dry-run`: what a run would be, and whether its GPUs can hold it."""
 
+import os
+
 import torch
 
 from llmjp.config import ModelConfig
 from llmjp.errors import UserError
-from llmjp.training import engine
+from llmjp.training import engine, launchers
 from llmjp.training.memory import GIB, Memory, predict
 from llmjp.training.settings import TrainSettings
 
+# Tokens of a document, on average, where documents are isolated: shorter ones take more memory.
+_SHORT = 64
 _MODES = {False: "kept", True: "recomputed"}
 
 
@@ -26,9 +30,11 @@ def predicted(
         zero,
         processes=processes,
         micro_batch=settings.micro_batch,
+        accumulation=batches.accumulation,
         length=length,
         itemsize=engine.TORCH_DTYPES[dtype].itemsize,
         recompute=settings.recompute,
+        documents=settings.micro_batch * length // _SHORT if settings.isolate_documents else None,
     )
 
 
@@ -38,16 +44,17 @@ def dry_run(settings: TrainSettings) -> int:
     Raises:
         UserError: the settings do not go together.
     """
-    from llmjp.train import choose_model
+    from llmjp.train import choose_model, open_data, sample_length
 
     config, _, _ = choose_model(settings)
-    length = settings.seq_length or config.n_positions
-    if length > config.n_positions:
-        raise UserError(
-            f"seq_length {length} is more than the model's {config.n_positions} positions"
-        )
+    length = sample_length(settings, config)
     settings = settings.in_steps(length)
-    processes = settings.gpus or 1
+    if settings.epochs is not None:
+        if not settings.data:
+            raise UserError("epochs are a number of steps only with --data; --steps goes without")
+        settings = settings.in_epochs(open_data(settings, length)[0].samples)
+    started = launchers.place(os.environ)
+    processes = settings.gpus or (1 if started is None else started[1])
     cuda = torch.cuda.is_available()
     memory = settings.gpu_memory
     if memory is None and cuda:
@@ -78,7 +85,8 @@ def dry_run(settings: TrainSettings) -> int:
         (
             "work",
             f"{config.flops_per_token(length) * tokens / processes / 1e12:,.0f} TFLOP a step and "
-            f"process, without what is computed again",
+            f"process, without what is computed again"
+            + (", and less in isolated documents" if settings.isolate_documents else ""),
         ),
         (
             "memory",
@@ -102,6 +110,8 @@ def dry_run(settings: TrainSettings) -> int:
             f"  {name:<10}{(other.kept + other.working) / GIB:8.2f} GiB, "
             f"{other.needed / GIB:.2f} GiB needed in all"
         )
+    if settings.kernels == "off":
+        print("kernels     off: plain PyTorch takes more than this, for logits and attention")
     if memory is None:
         print("fits        unknown: no GPU here; --gpu-memory GIB tells its memory")
         return 0

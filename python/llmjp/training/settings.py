@@ -201,6 +201,17 @@ class TrainSettings:
                 changed[IN_TOKENS[name]] = -(-count // tokens)
         return dataclasses.replace(self, **changed)
 
+    def in_epochs(self, samples: int) -> "TrainSettings":
+        """These settings with a length in epochs turned into steps, rounded, at least one.
+
+        Args:
+            samples: of an epoch.
+        """
+        if self.epochs is None:
+            return self
+        steps = max(1, round(self.epochs * samples / self.global_batch))
+        return dataclasses.replace(self, steps=steps)
+
     def split_weights(self) -> tuple[float, ...]:
         """The shares of training, validation and what is left out.
 
