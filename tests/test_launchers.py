@@ -3,7 +3,7 @@
 import pytest
 
 from llmjp.errors import UserError
-from llmjp.training.launchers import first_node, place, translate_slurm
+from llmjp.training.launchers import first_node, gpu, place, translate_slurm
 
 STEP = {
     "SLURM_PROCID": "13",
@@ -61,11 +61,21 @@ def test_incomplete_variables_are_told() -> None:
         ("gpu[12,14]", "gpu12"),
         ("rack1-[5-6]-ib", "rack1-5-ib"),
         ("a.b.org", "a.b.org"),
+        ("rack[1-2,5]n[03-04,07]x,big", "rack1n03x"),
     ],
 )
 def test_first_machine_of_a_list(nodes: str, first: str) -> None:
     """SLURM's compressed lists of host names."""
     assert first_node(nodes) == first
+
+
+def test_each_process_has_a_gpu() -> None:
+    """Its own number among all of the machine's, or the one that srun lets it see."""
+    assert [gpu(rank, 8, {}) for rank in (0, 7)] == [0, 7]
+    assert gpu(5, 1, {"SLURM_LOCALID": "5"}) == 0
+    for visible, environment in ((1, {}), (4, {"SLURM_LOCALID": "5"}), (0, {})):
+        with pytest.raises(UserError, match=f"process 5 of this machine has no GPU.* {visible};"):
+            gpu(5, visible, environment)
 
 
 def test_no_list_of_machines_is_told() -> None:

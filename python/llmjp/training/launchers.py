@@ -44,10 +44,10 @@ def first_node(nodes: str) -> str:
     Raises:
         UserError: it is no such list.
     """
-    match = re.match(r"([^\[\],\s]+)(?:\[(\d+)[^\]]*\]([^\[\],\s]*))?", nodes)
+    match = re.match(r"(?:[^\[\],\s]|\[\d[\d,-]*\])+", nodes)
     if match is None:
         raise UserError(f"SLURM_STEP_NODELIST {nodes!r} is no list of machines")
-    return match[1] + (match[2] or "") + (match[3] or "")
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", match[0])  # the first of each list of numbers
 
 
 def place(environment: Mapping[str, str]) -> tuple[int, int, int] | None:
@@ -66,3 +66,21 @@ def place(environment: Mapping[str, str]) -> tuple[int, int, int] | None:
             "torchrun, deepspeed or srun, or with none"
         )
     return int(given["RANK"]), int(given["WORLD_SIZE"]), int(given["LOCAL_RANK"])
+
+
+def gpu(local_rank: int, visible: int, environment: Mapping[str, str]) -> int:
+    """The number of a process's GPU among those that it sees.
+
+    srun with --gpus-per-task or --gpu-bind lets each task see its own GPU alone.
+
+    Raises:
+        UserError: there is none for it.
+    """
+    if local_rank < visible:
+        return local_rank
+    if visible == 1 and "SLURM_LOCALID" in environment:
+        return 0
+    raise UserError(
+        f"process {local_rank} of this machine has no GPU: there are {visible}; start as many "
+        "processes as there are GPUs"
+    )

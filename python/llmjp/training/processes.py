@@ -117,12 +117,9 @@ def start_processes() -> Processes:
     rank, world, local_rank = _place()
     device = torch.device("cpu")
     if cuda:
-        if local_rank >= torch.cuda.device_count():
-            raise UserError(
-                f"process {local_rank} of this machine has no GPU: there are "
-                f"{torch.cuda.device_count()}; start as many processes as there are GPUs"
-            )
-        device = torch.device("cuda", local_rank)
+        number = launchers.gpu(local_rank, torch.cuda.device_count(), os.environ)
+        os.environ["LOCAL_RANK"] = str(number)  # DeepSpeed takes it for the GPU's number
+        device = torch.device("cuda", number)
         torch.cuda.set_device(device)
     if not torch.distributed.is_initialized():
         backend = "nccl" if cuda else "gloo"
