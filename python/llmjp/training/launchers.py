@@ -44,7 +44,7 @@ def first_node(nodes: str) -> str:
     Raises:
         UserError: it is no such list.
     """
-    match = re.match(r"(?:[^\[\],\s]|\[\d[\d,-]*\])+", nodes)
+    match = re.match(r"[^\[\],\s](?:[^\[\],\s]|\[\d[\d,-]*\])*", nodes)
     if match is None:
         raise UserError(f"SLURM_STEP_NODELIST {nodes!r} is no list of machines")
     return re.sub(r"\[(\d+)[^\]]*\]", r"\1", match[0])  # the first of each list of numbers
