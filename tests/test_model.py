@@ -5,6 +5,7 @@ what error is usual. Failures print the seed.
 """
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -226,3 +227,19 @@ def test_config_survives_transformers() -> None:
     entries = SMALL.to_dict()
     entries.pop("architectures")
     assert ModelConfig.from_dict(GPT2Config(**entries).to_dict()) == SMALL
+
+
+def test_initial_weights_are_gpt2s() -> None:
+    """Normal with the configuration's deviation, less by sqrt(2 layers) where a block ends; zero
+    biases, norms of one. A deviation of n numbers errs by 1 / sqrt(2 n): six are allowed."""
+    torch.manual_seed(1)
+    std, layers = 0.013, 6
+    config = preset("tiny", n_layer=layers, initializer_range=std)
+    for name, value in GPT(config).named_parameters():
+        if value.dim() == 1:
+            expected = 1.0 if ".ln_" in name and name.endswith("weight") else 0.0
+            assert (value == expected).all(), name
+            continue
+        wanted = std / math.sqrt(2 * layers) if name.endswith("c_proj.weight") else std
+        error = 6 / math.sqrt(2 * value.numel())
+        assert abs(value.std() / wanted - 1) < error and abs(value.mean()) < wanted * error, name

@@ -1,12 +1,18 @@
 """`llmjp train` in two processes: ZeRO's stages give one process's losses, and resume."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
 from llmjp.checkpoint.huggingface import load_model
+from llmjp.cli import build_parser
+from llmjp.config import preset
+from llmjp.data.packed import Documents, PackedDataset
+from llmjp.model import GPT
+from llmjp.training.settings import from_arguments
 from llmjp_ext.testing import GRADIENT_FACTOR, assert_accurate
 from train_runs import QUICK, TINY, Result, losses, metrics, run_jobs, toy_data
 
@@ -29,11 +35,19 @@ def arguments(*more: object) -> list[str]:
     return [str(word) for word in ("--data", "toy", *TINY, *QUICK, *fixed, *more)]
 
 
+PLAIN = [
+    *("train", *arguments("--output", "plain"), "--lr", "3e-2", "--min-lr", "1e-4"),
+    *("--clip", "0.5", "--weight-decay", "5", "--beta1", "0.8", "--beta2", "0.9"),
+    *("--epsilon", "1e-6", "--zero-stage", "0"),
+]
+
+
 @pytest.fixture(scope="module")
 def single(folder: Path) -> list[Result]:
     """One process: the reference, and the same samples dealt out otherwise."""
     jobs = [arguments("--output", "one")]
     jobs += [arguments("--output", f"one {size}", "--micro-batch", size) for size in (1, 4, 8)]
+    jobs.append(PLAIN[1:])
     return run_jobs(folder, jobs)
 
 
@@ -101,6 +115,55 @@ def test_a_mistake_is_told_once(folder: Path, double: list[Result]) -> None:
     for first, other, reason in zip(double[-3:], others[-3:], reasons, strict=True):
         assert first.code == other.code == 1 and reason in first.err, first.err
         assert first.err.count("\n") == 1 and other.err == "", other.err
+
+
+def test_one_process_gives_the_losses_of_a_plain_loop(folder: Path, single: list[Result]) -> None:
+    """The trainer against a dozen lines of PyTorch on the same weights and samples: accumulation,
+    schedule, clipping, AdamW, and what decays. A clip of 0.5 cuts each of these steps."""
+    assert single[-1].code == 0, single[-1].err
+    plain = [loop(folder, torch.float32, size) for size in (2, 8)]
+    exact, errors = loop(folder, torch.float64, 8), torch.tensor(plain).double()
+    reference = torch.tensor(exact, dtype=torch.float64)
+    worst = reference + (errors - reference).abs().amax(0)
+    told = torch.tensor(losses(folder / "plain"))
+    assert_accurate(told, reference, worst, factor=GRADIENT_FACTOR, what="losses")
+    norms = [entry["grad_norm"] for entry in metrics(folder / "plain")]
+    assert min(norms) > 0.5
+
+
+def loop(folder: Path, dtype: torch.dtype, micro: int) -> list[float]:
+    """Losses of STEPS steps of 8 samples, `micro` at a time."""
+    config = preset(
+        "tiny", **from_arguments(build_parser("train").parse_args(PLAIN)).model_fields()
+    )
+    torch.manual_seed(1234)
+    model = GPT(config)
+    model.use_kernels(False)
+    model.to(dtype)
+    data = PackedDataset(Documents([folder / "toy"]), 32, 1234, split=(99, 1))
+    groups = [
+        {"params": [p for p in model.parameters() if p.dim() == 2], "weight_decay": 5.0},
+        {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0},
+    ]
+    adam = torch.optim.AdamW(groups, betas=(0.8, 0.9), eps=1e-6)
+    told = []
+    for step in range(STEPS):
+        warm = min((step + 1) / 2, 1.0)  # two steps of warm-up
+        share = max(step - 1, 0) / (STEPS - 2)
+        for group in adam.param_groups:
+            group["lr"] = 1e-4 + (3e-2 * warm - 1e-4) * (1 + math.cos(math.pi * share)) / 2
+        adam.zero_grad()
+        parts = []
+        for first in range(8 * step, 8 * step + 8, micro):
+            inputs, labels = (torch.from_numpy(part) for part in data.batch(first, micro))
+            logits = model(inputs).flatten(0, 1)
+            part = torch.nn.functional.cross_entropy(logits, labels.flatten())
+            (part * micro / 8).backward()
+            parts.append(part.item())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        adam.step()
+        told.append(sum(parts) / len(parts))
+    return told
 
 
 def test_sharded_weights_come_out_whole(folder: Path, double: list[Result]) -> None:

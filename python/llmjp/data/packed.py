@@ -218,7 +218,9 @@ class PackedDataset:
         else:
             data = self.documents
             what = (data.digest(), len(data), self._first, self.document_count, *self._key, epoch)
-            name = hashlib.blake2b(repr((_ORDER, what)).encode(), digest_size=12).hexdigest()
+            name = hashlib.blake2b(
+                repr((_ORDER, _STRIDE, what)).encode(), digest_size=12
+            ).hexdigest()
             folder = data.datasets[0].prefix.parent / CACHE
             table = kept_array(folder / f"{name}.npy", self._compute_table)
         self._table = table[:-1]
