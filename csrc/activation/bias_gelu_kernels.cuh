@@ -39,7 +39,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kThreads, kForwardBlocks)
     float values[kChunk];
     device::to_floats(held[r], values);
     LLMJP_UNROLL
-    for (int i = 0; i < kChunk; ++i) values[i] = gelu<kTanh>(values[i] + bias[i]);
+    for (int i = 0; i < kChunk; ++i) values[i] = gelu<X, kTanh>(values[i] + bias[i]);
     device::store(y + r * p.width, device::from_floats<X>(values));
   }
 }
@@ -78,7 +78,7 @@ LLMJP_KERNEL LLMJP_LAUNCH_BOUNDS(kThreads, kBackwardBlocks)
         device::to_floats(held_x[r], values);
         LLMJP_UNROLL
         for (int i = 0; i < kChunk; ++i) {
-          values[i] = dy[i] * gelu_derivative<kTanh>(values[i] + bias[i]);
+          values[i] = dy[i] * gelu_derivative<X, kTanh>(values[i] + bias[i]);
           sums[i] += values[i];
         }
         device::store(static_cast<X*>(p.dx) + row * p.width + place.column,
