@@ -8,6 +8,7 @@ whose epilogue (cuBLASLt's) adds it on the way out and in inference can apply th
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,22 +32,28 @@ EPILOGUE = "cuBLASLt's epilogue"
 Function = Callable[..., Any]
 
 
-def ours(x: Tensor, bias: Tensor) -> Tensor:
+def ours(x: Tensor, bias: Tensor, approximate: str = "tanh") -> Tensor:
     """llmjp_ext's op."""
-    return llmjp_ext.bias_gelu(x, bias, approximate="tanh")
+    return llmjp_ext.bias_gelu(x, bias, approximate=approximate)
 
 
-def eager(x: Tensor, bias: Tensor) -> Tensor:
+def eager(x: Tensor, bias: Tensor, approximate: str = "tanh") -> Tensor:
     """What PyTorch users write."""
-    return F.gelu(x + bias, approximate="tanh")
+    return F.gelu(x + bias, approximate=approximate)
 
 
-def functions(device: torch.device) -> tuple[dict[str, Function], dict[str, str]]:
+def functions(device: torch.device, approximate: str) -> tuple[dict[str, Function], dict[str, str]]:
     """The candidates by name, and the peers that this machine cannot run with the reason."""
-    present: dict[str, Function] = {OURS: ours, "F.gelu": eager}
+    op, plain = (partial(function, approximate=approximate) for function in (ours, eager))
+    present: dict[str, Function] = {OURS: op, "F.gelu": plain}
     if device.type != "cuda":
         return present, {COMPILED: "measured on CUDA only"}
-    return {**present, COMPILED: torch.compile(eager, fullgraph=True, dynamic=False)}, {}
+    return {**present, COMPILED: torch.compile(plain, fullgraph=True, dynamic=False)}, {}
+
+
+def case_name(direction: str, approximate: str) -> str:
+    """The direction alone stands for the tanh approximation."""
+    return direction if approximate == "tanh" else f"{direction}, exact function"
 
 
 def inputs(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
@@ -54,13 +61,15 @@ def inputs(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> l
     return [torch.randn(*shape, device=device, dtype=dtype) for shape in ((rows, width), (width,))]
 
 
-def forward_case(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Case:
+def forward_case(
+    rows: int, width: int, dtype: torch.dtype, device: torch.device, approximate: str
+) -> Case:
     """y of x and bias."""
     tensors = inputs(rows, width, dtype, device)
-    present, absent = functions(device)
-    exact = definition(*(t.double() for t in tensors), approximate="tanh")
+    present, absent = functions(device, approximate)
+    exact = definition(*(t.double() for t in tensors), approximate=approximate)
     return Case(
-        name="forward",
+        name=case_name("forward", approximate),
         shape=f"{rows} x {width}",
         dtype=str(dtype).removeprefix("torch."),
         # Without autograd, so that what is timed is the op.
@@ -68,27 +77,29 @@ def forward_case(rows: int, width: int, dtype: torch.dtype, device: torch.device
             name: Candidate(torch.no_grad()(lambda f=function: f(*tensors)))
             for name, function in present.items()
         },
-        check=accuracy_check({"y": exact}, [eager(*tensors)]),
+        check=accuracy_check({"y": exact}, [eager(*tensors, approximate)]),
         bytes=(2 * rows + 1) * width * dtype.itemsize,
         absent=absent,
     )
 
 
-def backward_case(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Case:
+def backward_case(
+    rows: int, width: int, dtype: torch.dtype, device: torch.device, approximate: str
+) -> Case:
     """dx and dbias of y's gradient; the forward pass before it is not timed."""
     leaves = [t.requires_grad_() for t in inputs(rows, width, dtype, device)]
-    present, absent = functions(device)
+    present, absent = functions(device, approximate)
     dy = torch.randn_like(leaves[0])
 
     def backward(y: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad(y, leaves, dy)
 
     exact_leaves = [t.detach().double().requires_grad_() for t in leaves]
-    exact_y = definition(*exact_leaves, approximate="tanh")
+    exact_y = definition(*exact_leaves, approximate=approximate)
     names = ("dx", "dbias")
     exact = torch.autograd.grad(exact_y, exact_leaves, dy.double())
     return Case(
-        name="backward",
+        name=case_name("backward", approximate),
         shape=f"{rows} x {width}",
         dtype=str(dtype).removeprefix("torch."),
         candidates={
@@ -97,7 +108,7 @@ def backward_case(rows: int, width: int, dtype: torch.dtype, device: torch.devic
         },
         check=accuracy_check(
             dict(zip(names, exact, strict=True)),
-            backward(eager(*leaves)),
+            backward(eager(*leaves, approximate)),
             dict.fromkeys(names, GRADIENT_FACTOR),
         ),
         bytes=(3 * rows + 2) * width * dtype.itemsize,
@@ -160,12 +171,15 @@ def linear_case(
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    """Both directions at every shape and dtype; a linear layer before it in bfloat16."""
+    """Both directions at every shape and dtype; in bfloat16 the exact function and a layer, too."""
     torch.manual_seed(0)
     shapes = QUICK_SHAPES if quick else CUDA_SHAPES if device.type == "cuda" else CPU_SHAPES
     for rows, width in shapes:
         for dtype in DTYPES:
-            yield forward_case(rows, width, dtype, device)
-            yield backward_case(rows, width, dtype, device)
+            yield forward_case(rows, width, dtype, device, "tanh")
+            yield backward_case(rows, width, dtype, device, "tanh")
+        # That of the LLM-jp v1.0 models.
+        yield forward_case(rows, width, torch.bfloat16, device, "none")
+        yield backward_case(rows, width, torch.bfloat16, device, "none")
         for train in (False, True):
             yield linear_case(rows, width, torch.bfloat16, device, train)
