@@ -1,4 +1,6 @@
 // bias_dropout_add of CPU tensors, over torch's threads; float16 by way of float32.
+#include "bindings/bias_dropout_add_cpu.h"
+
 #include <torch/csrc/stable/ops.h>
 
 #include <tuple>
@@ -36,9 +38,11 @@ CpuDropout dropout_of(const Dropping& dropping) {
   return dropout;
 }
 
-Tensor bias_dropout_add_fwd(const Tensor& x, const std::optional<Tensor>& bias,
-                            const Tensor& residual, const std::optional<Tensor>& random_state,
-                            double dropout_p) {
+}  // namespace
+
+Tensor bias_dropout_add_fwd_cpu(const Tensor& x, const std::optional<Tensor>& bias,
+                                const Tensor& residual, const std::optional<Tensor>& random_state,
+                                double dropout_p) {
   constexpr const char* op = "bias_dropout_add_fwd";
   host::DType x_type = dtype_of(x, op, "x");
   host::DType row_type = dtype_of(residual, op, "residual");
@@ -73,9 +77,10 @@ Tensor bias_dropout_add_fwd(const Tensor& x, const std::optional<Tensor>& bias,
   return direct ? r : torch::stable::to(r, residual.scalar_type());
 }
 
-std::tuple<Tensor, Tensor> bias_dropout_add_bwd(const Tensor& dr, const std::optional<Tensor>& bias,
-                                                const std::optional<Tensor>& random_state,
-                                                double dropout_p, ScalarType x_dtype) {
+std::tuple<Tensor, Tensor> bias_dropout_add_bwd_cpu(const Tensor& dr,
+                                                    const std::optional<Tensor>& bias,
+                                                    const std::optional<Tensor>& random_state,
+                                                    double dropout_p, ScalarType x_dtype) {
   constexpr const char* op = "bias_dropout_add_bwd";
   host::DType x_type = dtype_of(x_dtype, op, "x");
   host::DType row_type = dtype_of(dr, op, "dr");
@@ -111,10 +116,9 @@ std::tuple<Tensor, Tensor> bias_dropout_add_bwd(const Tensor& dr, const std::opt
   return {dx, bias ? rounded(dbias, bias->scalar_type()) : dbias};
 }
 
-}  // namespace
 }  // namespace llmjp::bindings
 
 LLMJP_LIBRARY_IMPL(LLMJP_NAMESPACE, CPU, library) {
-  library.impl("bias_dropout_add_fwd", TORCH_BOX(&llmjp::bindings::bias_dropout_add_fwd));
-  library.impl("bias_dropout_add_bwd", TORCH_BOX(&llmjp::bindings::bias_dropout_add_bwd));
+  library.impl("bias_dropout_add_fwd", TORCH_BOX(&llmjp::bindings::bias_dropout_add_fwd_cpu));
+  library.impl("bias_dropout_add_bwd", TORCH_BOX(&llmjp::bindings::bias_dropout_add_bwd_cpu));
 }

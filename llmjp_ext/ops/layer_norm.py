@@ -1,7 +1,8 @@
 """layer_norm: LayerNorm over the last dimension, with an optional residual addition before it.
 
 The public function checks its arguments and dispatches to torch.ops.llmjp_ext, whose CUDA kernels
-are in csrc/norm and whose CPU implementation is here. Autograd is a torch.autograd.Function around
+and native code for CPU tensors are in csrc/norm; the PyTorch implementation here is for CUDA
+tensors in a build without kernels. Autograd is a torch.autograd.Function around
 the raw ops rather than torch.library.register_autograd: that costs less per call, and nothing in
 inference.
 """

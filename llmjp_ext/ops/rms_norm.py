@@ -1,7 +1,7 @@
 """rms_norm: RMSNorm over the last dimension, with an optional residual addition before it.
 
-The CUDA kernels are those of layer_norm without the mean (csrc/norm); the CPU implementation is
-here.
+The CUDA kernels and the native code for CPU tensors are those of layer_norm without the mean
+(csrc/norm); the PyTorch implementation here is for CUDA tensors in a build without kernels.
 """
 
 import math
