@@ -70,7 +70,7 @@ Tensor bias_dropout_add_fwd(const Tensor& x, const std::optional<Tensor>& bias_i
   const Dropping dropping(random_state, dropout_p, x, op);
   params.bias_type = bias_type_of(bias, params.x_type, params.row_type);
   check_add_types(params.x_type, params.row_type, params.bias_type, op);
-  Tensor r = torch::stable::new_empty(residual, x.sizes());
+  Tensor r = new_tensor(residual, x.sizes());
   params.x = x_rows.data();
   params.bias = bias.data();
   params.residual = residual_rows.data();
@@ -103,8 +103,7 @@ std::tuple<Tensor, Tensor> bias_dropout_add_bwd(const Tensor& dr,
   params.bias_type = bias_type_of(bias, params.x_type, params.row_type);
   check_add_types(params.x_type, params.row_type, params.bias_type, op);
   const bool has_dx = random_state || params.x_type != params.row_type;
-  Tensor dx =
-      has_dx ? torch::stable::new_empty(dr, dr.sizes(), x_dtype) : new_vector(dr, 0, x_dtype);
+  Tensor dx = has_dx ? new_tensor(dr, dr.sizes(), x_dtype) : new_vector(dr, 0, x_dtype);
   const Tensor& like = bias_in ? *bias_in : dr;
   const ScalarType dbias_type = bias_in ? like.scalar_type() : ScalarType::Float;
   if (dr_rows.rows == 0 || dr_rows.width == 0 || !(has_dx || bias_in)) {

@@ -61,7 +61,7 @@ Tensor bias_gelu_forward(const Tensor& x, const std::optional<Tensor>& bias_in,
   params.x_type = dtype_of(x, op, "x");
   const Rows x_rows = rows_of(x, op, "x");
   const Bias bias(bias_in, x_rows, params.x_type, op);
-  Tensor y = torch::stable::new_empty(x, x.sizes());
+  Tensor y = new_tensor(x, x.sizes());
   params.x = x_rows.data();
   params.bias = bias.data();
   params.y = y.mutable_data_ptr();
@@ -87,7 +87,7 @@ std::tuple<Tensor, Tensor> bias_gelu_backward(const Tensor& dy, const Tensor& x,
   const Rows x_rows = rows_of(x, op, "x");
   const Rows dy_rows = rows_of(dy, op, "dy");
   const Bias bias(bias_in, x_rows, params.x_type, op);
-  Tensor dx = torch::stable::new_empty(x, x.sizes());
+  Tensor dx = new_tensor(x, x.sizes());
   const Tensor& like = bias_in ? *bias_in : x;
   const int64_t bias_length = bias_in ? x_rows.width : 0;
   if (x_rows.rows == 0 || x_rows.width == 0) {
@@ -118,7 +118,7 @@ Tensor swiglu_forward(const Tensor& gate, const Tensor& up, Run run) {
   check_dtype(up, params.type, op, "up");
   const Rows gate_rows = rows_of(gate, op, "gate");
   const Rows up_rows = rows_of(up, op, "up");
-  Tensor y = torch::stable::new_empty(gate, gate.sizes());
+  Tensor y = new_tensor(gate, gate.sizes());
   params.gate = gate_rows.data();
   params.up = up_rows.data();
   params.y = y.mutable_data_ptr();
@@ -144,8 +144,8 @@ std::tuple<Tensor, Tensor> swiglu_backward(const Tensor& dy, const Tensor& gate,
   const Rows dy_rows = rows_of(dy, op, "dy");
   const Rows gate_rows = rows_of(gate, op, "gate");
   const Rows up_rows = rows_of(up, op, "up");
-  Tensor dgate = torch::stable::new_empty(gate, gate.sizes());
-  Tensor dup = torch::stable::new_empty(gate, gate.sizes());
+  Tensor dgate = new_tensor(gate, gate.sizes());
+  Tensor dup = new_tensor(gate, gate.sizes());
   params.dy = dy_rows.data();
   params.gate = gate_rows.data();
   params.up = up_rows.data();

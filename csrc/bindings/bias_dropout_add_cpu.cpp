@@ -58,7 +58,7 @@ Tensor bias_dropout_add_fwd_cpu(const Tensor& x, const std::optional<Tensor>& bi
     dtype_of(*bias, op, "bias");
     bias32 = as_array(in_float32(*bias));
   }
-  Tensor r = torch::stable::new_empty(residual_rows.tensor, x.sizes());
+  Tensor r = new_tensor(residual_rows.tensor, x.sizes());
   if (x_rows.rows != 0 && x_rows.width != 0) {
     CpuForward params{};
     params.x = x_rows.data();
@@ -93,9 +93,8 @@ std::tuple<Tensor, Tensor> bias_dropout_add_bwd_cpu(const Tensor& dr,
     dtype_of(*bias, op, "bias");
   }
   const bool has_dx = random_state || x_dtype != dr.scalar_type();
-  Tensor dx = has_dx
-                  ? torch::stable::new_empty(dr, dr.sizes(), direct ? x_dtype : ScalarType::Float)
-                  : new_vector(dr, 0, x_dtype);
+  Tensor dx = has_dx ? new_tensor(dr, dr.sizes(), direct ? x_dtype : ScalarType::Float)
+                     : new_vector(dr, 0, x_dtype);
   const Tensor& like = bias ? *bias : dr;
   Tensor dbias = new_zero_vector(like, bias ? rows.width : 0, ScalarType::Float);
   if (rows.rows != 0 && rows.width != 0 && (has_dx || bias)) {

@@ -37,7 +37,7 @@ Tensor cross_entropy_bwd(const Tensor& dloss, const Tensor& logits, const Tensor
                          const Tensor& largest, const Tensor& log_sum, int64_t ignore_index,
                          double label_smoothing, double z_loss,
                          std::optional<int64_t> valid_vocab) {
-  Tensor dlogits = torch::stable::new_empty(logits, logits.sizes());
+  Tensor dlogits = new_tensor(logits, logits.sizes());
   backward(dloss, logits, targets, largest, log_sum, ignore_index, label_smoothing, z_loss,
            valid_vocab, &dlogits, "cross_entropy_bwd");
   return dlogits;

@@ -80,9 +80,7 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward(
   params.type = dtype_of(logits, op, "logits");
   params.targets = checked_targets(targets, logits, kept, op);
   params.classes = checked_classes(logits, valid_vocab, op);
-  const auto new_numbers = [&] {
-    return torch::stable::new_empty(targets, targets.sizes(), ScalarType::Float);
-  };
+  const auto new_numbers = [&] { return new_tensor(targets, targets.sizes(), ScalarType::Float); };
   Tensor loss = new_numbers();
   Tensor largest = new_numbers();
   Tensor log_sum = new_numbers();

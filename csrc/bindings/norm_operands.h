@@ -75,9 +75,9 @@ ForwardResult norm_forward(const Tensor& x, const Tensor* residual, const Tensor
   check(eps >= 0, op, ": eps must not be negative, got ", eps, ".");
 
   ForwardResult result;
-  result.y = torch::stable::new_empty(x, x.sizes());
+  result.y = new_tensor(x, x.sizes());
   if (residual != nullptr) {
-    result.r = torch::stable::new_empty(*residual, x.sizes());
+    result.r = new_tensor(*residual, x.sizes());
   }
   if (x_rows.rows == 0 || x_rows.width == 0) {
     if (centred) result.mean = new_zero_vector(x, x_rows.rows, ScalarType::Float);
@@ -143,9 +143,9 @@ Gradients norm_backward(const Tensor& dy, const std::optional<Tensor>& dr, const
   const Tensor rstd_array = check_statistics(rstd, "rstd");
 
   const int64_t bias_length = has_bias ? r_rows.width : 0;
-  Tensor dr_sum = torch::stable::new_empty(r, r.sizes());
-  Tensor dx = dropping.random_state ? torch::stable::new_empty(dy, dy.sizes())
-                                    : new_vector(dy, 0, dy.scalar_type());
+  Tensor dr_sum = new_tensor(r, r.sizes());
+  Tensor dx =
+      dropping.random_state ? new_tensor(dy, dy.sizes()) : new_vector(dy, 0, dy.scalar_type());
   if (r_rows.rows == 0 || r_rows.width == 0) {
     return {dr_sum, dx, new_zero_vector(weight, r_rows.width, weight.scalar_type()),
             new_zero_vector(weight, bias_length, weight.scalar_type())};

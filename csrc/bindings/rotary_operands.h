@@ -71,8 +71,8 @@ std::tuple<Tensor, Tensor> rotary_copied(const Tensor& q, const Tensor& k, const
   RotaryForward params = checked(q, k, cos, sin, op);
   const Tensor kept[] = {has_contiguous_heads(q) ? q : as_array(q),
                          has_contiguous_heads(k) ? k : as_array(k), as_array(cos), as_array(sin)};
-  Tensor turned_q = torch::stable::new_empty(q, q.sizes());
-  Tensor turned_k = torch::stable::new_empty(k, k.sizes());
+  Tensor turned_q = new_tensor(q, q.sizes());
+  Tensor turned_k = new_tensor(k, k.sizes());
   params.q = operand(kept[0], turned_q);
   params.k = operand(kept[1], turned_k);
   params.cos = kept[2].const_data_ptr();

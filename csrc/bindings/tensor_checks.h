@@ -7,9 +7,11 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
+#include <ostream>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -19,6 +21,7 @@
 
 namespace llmjp::bindings {
 
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -34,14 +37,20 @@ void check(bool condition, const Parts&... parts) {
   throw std::runtime_error(sentence.str());
 }
 
-inline std::string describe(torch::headeronly::IntHeaderOnlyArrayRef sizes) {
-  std::ostringstream text;
-  text << '[';
-  for (size_t i = 0; i < sizes.size(); ++i) {
-    text << (i == 0 ? "" : ", ") << sizes[i];
+// Sizes as a part of check's sentence. They become text only where it fails: every call passes
+// here.
+struct Shape {
+  Sizes sizes;
+};
+
+inline Shape describe(Sizes sizes) { return {sizes}; }
+
+inline std::ostream& operator<<(std::ostream& sentence, const Shape& shape) {
+  sentence << '[';
+  for (size_t i = 0; i < shape.sizes.size(); ++i) {
+    sentence << (i == 0 ? "" : ", ") << shape.sizes[i];
   }
-  text << ']';
-  return text.str();
+  return sentence << ']';
 }
 
 inline host::DType dtype_of(ScalarType type, const char* op, const char* name) {
@@ -71,8 +80,8 @@ inline void check_dtype(const Tensor& tensor, host::DType expected, const char* 
 }
 
 // `tensor` must have these sizes, and live where `like` does.
-inline void check_tensor(const Tensor& tensor, torch::headeronly::IntHeaderOnlyArrayRef sizes,
-                         const Tensor& like, const char* op, const char* name) {
+inline void check_tensor(const Tensor& tensor, Sizes sizes, const Tensor& like, const char* op,
+                         const char* name) {
   const auto got = tensor.sizes();
   bool same = got.size() == sizes.size();
   for (size_t i = 0; same && i < sizes.size(); ++i) {
@@ -134,8 +143,40 @@ inline Tensor as_array(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
+// An uninitialised tensor on the device of `like`.
+inline Tensor new_tensor(const Tensor& like, Sizes sizes, ScalarType type) {
+#ifdef LLMJP_SIMT
+  // Filled where algorithms must be deterministic: so tests see what a kernel leaves unwritten.
+  return torch::stable::new_empty(like, sizes, type);
+#else
+  // Without the search for an op by name that the call of one costs, a microsecond.
+  constexpr size_t kMostDimensions = 64;
+  check(sizes.size() <= kMostDimensions, "llmjp_ext: tensors have at most ", kMostDimensions,
+        " dimensions, got ", sizes.size(), ".");
+  int64_t strides[kMostDimensions];
+  int64_t stride = 1;
+  for (size_t i = sizes.size(); i-- > 0;) {
+    strides[i] = stride;
+    stride *= std::max<int64_t>(1, sizes[i]);
+  }
+  int32_t device_type = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  const auto type_number = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides,
+                               type_number, device_type, like.get_device_index(), &handle));
+  return Tensor(handle);
+#endif
+}
+
+// Of the type of `like`.
+inline Tensor new_tensor(const Tensor& like, Sizes sizes) {
+  return new_tensor(like, sizes, like.scalar_type());
+}
+
 inline Tensor new_vector(const Tensor& like, int64_t length, ScalarType type) {
-  return torch::stable::new_empty(like, {&length, 1}, type);
+  return new_tensor(like, {&length, 1}, type);
 }
 
 inline Tensor new_zero_vector(const Tensor& like, int64_t length, ScalarType type) {
