@@ -52,4 +52,16 @@ LLMJP_CPU_INLINE void visit_cpu_type(DType type, Visit visit) {
   }
 }
 
+// Calls visit(X{}, R{}) for x and its row: both of one type, or the row float32.
+template <class Visit>
+LLMJP_CPU_INLINE void visit_cpu_types(DType x_type, DType row_type, Visit visit) {
+  visit_cpu_type(x_type, [&](auto x) __attribute__((always_inline)) {
+    if (row_type == x_type) {
+      visit(x, x);
+    } else {
+      visit(x, float{});
+    }
+  });
+}
+
 }  // namespace llmjp::host

@@ -5,7 +5,23 @@
 #include <stdexcept>
 #include <string>
 
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
+
 namespace llmjp::host {
+#ifdef __x86_64__
+namespace {
+
+// Conversion of float16, which all known processors with AVX2 have; not every compiler's
+// __builtin_cpu_supports knows its name.
+bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+
+}  // namespace
+#endif
 
 std::string_view name(InstructionSet set) {
   switch (set) {
@@ -23,7 +39,7 @@ std::vector<InstructionSet> supported_instruction_sets() {
 #ifdef __x86_64__
   // These look at what the operating system saves of the registers, too.
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c())
     sets.push_back(InstructionSet::kAvx2);
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {

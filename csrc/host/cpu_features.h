@@ -9,7 +9,7 @@ namespace llmjp::host {
 
 enum class InstructionSet {
   kGeneric,  // what every processor of the architecture has
-  kAvx2,     // x86: AVX2 and FMA
+  kAvx2,     // x86: AVX2, FMA and F16C
   kAvx512,   // x86: AVX-512 F, BW, DQ and VL
 };
 

@@ -12,6 +12,12 @@
 #define LLMJP_CPU_AVX2 __attribute__((target("avx2,fma")))
 #define LLMJP_CPU_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
 #endif
+// Conversions that GCC has no portable words for, or bad code. Its built-in functions and the
+// compiler's intrinsics do not pass through functions without a target, and Clang refuses the
+// registers there.
+#if defined(__x86_64__) && !defined(__clang__)
+#define LLMJP_CPU_X86_ASM
+#endif
 
 namespace llmjp::host {
 
@@ -67,13 +73,19 @@ struct CpuVector {
   LLMJP_CPU_INLINE static Floats load(const float* place) { return read<Floats>(place); }
 
   LLMJP_CPU_INLINE static Floats load(const CpuBFloat16* place) {
-    const auto bits = __builtin_convertvector(read<HalfWords>(place), Words);
-    return reinterpret_cast<Floats>(bits << 16);
+    return reinterpret_cast<Floats>(widened(read<HalfWords>(place)) << 16);
   }
 
-  // The exponent moves to its place and is lifted by a product, which makes subnormal numbers
-  // normal.
+  // In four lanes, by arithmetic: the exponent moves to its place and is lifted by a product, which
+  // makes subnormal numbers normal.
   LLMJP_CPU_INLINE static Floats load(const CpuFloat16* place) {
+#ifdef LLMJP_CPU_X86_ASM
+    if constexpr (kWidth > 4) {
+      Floats floats;
+      asm("vcvtph2ps %1, %0" : "=v"(floats) : "v"(read<HalfWords>(place)));
+      return floats;
+    }
+#endif
     const auto bits = __builtin_convertvector(read<HalfWords>(place), Ints);
     const Ints magnitude = (bits & 0x7fff) << 13;
     const auto lifted = reinterpret_cast<Ints>(reinterpret_cast<Floats>(magnitude) * 0x1p112f);
@@ -94,6 +106,13 @@ struct CpuVector {
 
   // Likewise; below 2^-14 the addition of 0.5 rounds to the step of subnormal numbers.
   LLMJP_CPU_INLINE static void store(CpuFloat16* place, Floats values) {
+#ifdef LLMJP_CPU_X86_ASM
+    if constexpr (kWidth > 4) {
+      HalfWords nearest;
+      asm("vcvtps2ph $0, %1, %0" : "=v"(nearest) : "v"(values));
+      return write(place, nearest);
+    }
+#endif
     const auto bits = reinterpret_cast<Ints>(values);
     const Ints magnitude = bits & 0x7fffffff;
     const Ints normal = (magnitude + 0xfff + (magnitude >> 13 & 1) - 0x38000000) >> 13;
@@ -130,16 +149,29 @@ struct CpuVector {
   }
 
   LLMJP_CPU_INLINE static float largest_of(Floats values) {
-    float largest = values[0];
-    for (int i = 1; i < kWidth; ++i) largest = values[i] > largest ? values[i] : largest;
-    return largest;
+    if constexpr (kWidth == 4) {
+      const auto larger = [](float a, float b) { return a > b ? a : b; };
+      return larger(larger(values[0], values[2]), larger(values[1], values[3]));
+    } else {
+      const auto [low, high] = halves(values);
+      return CpuVector<kWidth / 2>::largest_of(CpuVector<kWidth / 2>::larger(low, high));
+    }
   }
 
   // By halves, which loses less than one sum that grows.
   LLMJP_CPU_INLINE static float sum_of(Floats values) {
-    for (int half = kWidth / 2; half > 0; half /= 2)
-      for (int i = 0; i < half; ++i) values[i] += values[i + half];
-    return values[0];
+    if constexpr (kWidth == 4) {
+      return (values[0] + values[2]) + (values[1] + values[3]);
+    } else {
+      const auto [low, high] = halves(values);
+      return CpuVector<kWidth / 2>::sum_of(low + high);
+    }
+  }
+
+  // Those whose mask has all bits set, and 0 for those whose has none: by their bits, so that an
+  // infinity or NaN that is masked out is 0, which no product with 0 would be.
+  LLMJP_CPU_INLINE static Floats masked(Floats values, const uint32_t* mask) {
+    return reinterpret_cast<Floats>(reinterpret_cast<Words>(values) & read<Words>(mask));
   }
 
   // Fewer numbers than lanes, with `rest` in the lanes behind them.
@@ -160,6 +192,28 @@ struct CpuVector {
   }
 
  private:
+  struct Halves {
+    typename CpuVectorTypes<kWidth == 4 ? 4 : kWidth / 2>::Floats low, high;
+  };
+
+  LLMJP_CPU_INLINE static Halves halves(Floats values) {
+    Halves result;
+    static_assert(sizeof(result) == sizeof(values));
+    std::memcpy(&result, &values, sizeof(values));
+    return result;
+  }
+
+  LLMJP_CPU_INLINE static Words widened(HalfWords numbers) {
+#ifdef LLMJP_CPU_X86_ASM
+    if constexpr (kWidth > 4) {
+      Words words;
+      asm("vpmovzxwd %1, %0" : "=v"(words) : "v"(numbers));
+      return words;
+    }
+#endif
+    return __builtin_convertvector(numbers, Words);
+  }
+
   template <class Vector, class T>
   LLMJP_CPU_INLINE static Vector read(const T* place) {
     Vector vector;

@@ -1,5 +1,5 @@
-// LayerNorm and RMSNorm on the CPU: formulas and parameters of layer_norm.h, without dropout, with
-// weight and bias as fp32, of rows [first, last). The caller shares rows over its threads.
+// LayerNorm and RMSNorm on the CPU: formulas and parameters of layer_norm.h, with weight and bias
+// as fp32, of rows [first, last). The caller shares rows over its threads.
 #pragma once
 
 #include <cstdint>
