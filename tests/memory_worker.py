@@ -24,8 +24,13 @@ CONFIG = ModelConfig(
     vocab_size=1024, n_positions=256, n_embd=256, n_layer=4, n_head=2, n_inner=1024
 )
 MICRO, LENGTH = 4, 256
-CASES = [(1, "bf16", False), (2, "bf16", True), (3, "bf16", False)]
-MORE = [(0, "fp32", False), (2, "bf16", False), (3, "bf16", True)]  # with a second argument
+CASES = [(1, "bf16", False, False), (2, "bf16", True, True), (3, "bf16", False, False)]
+MORE = [  # with a second argument
+    *((0, "fp32", False, False), (2, "bf16", False, False), (2, "bf16", True, False)),
+    *((3, "bf16", True, False), (3, "bf16", True, True)),
+    # The last: after close_engine() DeepSpeed still holds its gradients.
+    (1, "bf16", False, True),
+]
 
 
 def living() -> int:
@@ -54,7 +59,9 @@ def highest(prof: Any) -> int:
     return most
 
 
-def measure(stage: int, dtype: str, recompute: bool, processes: Processes) -> dict[str, Any]:
+def measure(
+    stage: int, dtype: str, recompute: bool, fp32_gradients: bool, processes: Processes
+) -> dict[str, Any]:
     """One case: two steps of two micro-batches, the second step measured."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "ds.json"
@@ -71,6 +78,7 @@ def measure(stage: int, dtype: str, recompute: bool, processes: Processes) -> di
             zero_stage=stage,
             dtype=dtype,
             recompute=recompute,
+            fp32_gradients=fp32_gradients,
             global_batch=2 * MICRO * processes.world,
             micro_batch=MICRO,
             deepspeed_config=str(file),
@@ -114,9 +122,10 @@ def measure(stage: int, dtype: str, recompute: bool, processes: Processes) -> di
         length=LENGTH,
         itemsize=engines.TORCH_DTYPES[dtype].itemsize,
         recompute=recompute,
+        fp32_gradients=fp32_gradients,
     )
     return {
-        "case": [stage, dtype, recompute],
+        "case": [stage, dtype, recompute, fp32_gradients],
         "states": [plan.states, states],
         "kept": [plan.kept, sum(saved.values())],
         "peak": [plan.peak, peak],

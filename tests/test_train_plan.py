@@ -85,7 +85,7 @@ def test_what_cannot_fit_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 def test_sharding_divides_what_it_says() -> None:
     """Each stage of ZeRO over 96 processes leaves 1/96 of one more kind of state."""
     sizes = []
-    beside = []
+    beside, more = [], []
     config = preset("llm-jp-1.3b")
     count = config.parameter_count()
     for stage in range(4):
@@ -94,7 +94,11 @@ def test_sharding_divides_what_it_says() -> None:
         sizes.append((memory.weights, memory.optimizer, memory.gradients))
         alone = predict(config, zero, processes=96, **SHAPE | {"accumulation": 1})
         beside.append(memory.working - alone.working)
+        large = predict(config, zero, processes=96, **SHAPE, fp32_gradients=True)
+        more.append(large.gradients - memory.gradients)
     share = -(-count // 96)
+    # Two bytes more for each; ZeRO 1 keeps the two of a micro-batch's own as well.
+    assert more == [0, 4 * count, 2 * share, 2 * share]
     # What a micro-batch adds to the gradients of those before it.
     assert beside == [0, 2 * count, 2 * share, 0]
     assert sizes[0] == (2 * count, 8 * count, 2 * count)

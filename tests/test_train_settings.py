@@ -207,6 +207,7 @@ def test_deepspeed_file_is_merged(tmp_path: Path) -> None:
         ({"train_micro_batch_size_per_gpu": 8}, "setting micro_batch gives 4"),
         ({"gradient_accumulation_steps": 3}, r"micro_batch x processes\) gives 4"),
         ({"zero_optimization": {"stage": 3}}, r"zero_optimization.stage = 3.* zero_stage gives 2"),
+        ({"data_types": {"grad_accum_dtype": "fp32"}}, 'the setting fp32_gradients gives "bf16"'),
         ({"fp16": {"enabled": True}}, "fp16.enabled = true, but the setting dtype gives false"),
         ({"optimizer": {"params": {"lr": 1}}}, "optimizer.params.lr = 1"),
         ({"scheduler": {"type": "WarmupLR"}}, "has a scheduler"),

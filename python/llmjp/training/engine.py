@@ -117,6 +117,8 @@ def deepspeed_config(settings: TrainSettings, batches: Batches, dtype: str) -> d
             "hysteresis": 2,
             "min_loss_scale": 1,
         }
+    if settings.fp32_gradients and dtype != "fp32":
+        ours["data_types"] = {"grad_accum_dtype": "fp32"}
     if settings.offload != "none":
         # DeepSpeed asks for its own compiled Adam when the optimizer's state is on the CPU.
         ours["zero_force_ds_cpu_optimizer"] = False
@@ -142,6 +144,10 @@ def deepspeed_config(settings: TrainSettings, batches: Batches, dtype: str) -> d
         ("zero_optimization", "stage"): ("zero_stage", settings.zero_stage),
         ("bf16", "enabled"): ("dtype", dtype == "bf16"),
         ("fp16", "enabled"): ("dtype", dtype == "fp16"),
+        ("data_types", "grad_accum_dtype"): (
+            "fp32_gradients",
+            "fp32" if settings.fp32_gradients else dtype,
+        ),
         (*parameters, "lr"): ("lr", settings.lr),
         (*parameters, "betas"): ("beta1, beta2", [settings.beta1, settings.beta2]),
         (*parameters, "eps"): ("epsilon", settings.epsilon),

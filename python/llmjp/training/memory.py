@@ -70,6 +70,7 @@ def predict(
     length: int,
     itemsize: int,
     recompute: bool,
+    fp32_gradients: bool = False,
     documents: int | None = None,
 ) -> Memory:
     """The memory of one process.
@@ -83,6 +84,7 @@ def predict(
         length: tokens of a sample.
         itemsize: bytes of a number of the training's format.
         recompute: whether the blocks' insides are computed again in the backward pass.
+        fp32_gradients: whether micro-batches' gradients are added up in fp32.
         documents: kept apart in a micro-batch; None: samples are not divided.
     """
     stage = zero.get("stage", 0)
@@ -95,14 +97,16 @@ def predict(
     optimizer = 2 * FP32 * (shard if stage else count)
     # The share's gradients flattened, in fp32, and once more: what was measured on a CPU.
     step = shard * (2 * FP32 + itemsize) if stage in (1, 2) else 0
-    beside = 0
+    added = beside = 0
     if stage:
         # DeepSpeed takes a bucket at its full size, however small the model is.
         buffers = 2 if zero.get("overlap_comm", stage == 3) else 1
         bucket = buffers * itemsize * int(zero.get("reduce_bucket_size", _BUCKET))
-        own = itemsize * (count if stage == 1 else shard)
-        gradients = bucket + own
-        beside = own if accumulation > 1 else 0
+        own = count if stage == 1 else shard
+        # ZeRO 1 holds on to a micro-batch's gradients when it has added them up in fp32.
+        added = (FP32 + itemsize * (stage == 1)) if fp32_gradients else itemsize
+        gradients = bucket + added * own
+        beside = itemsize * own if accumulation > 1 else 0
     if stage == 3:
         live = int(zero.get("stage3_max_live_parameters", _LIVE))
         prefetch = int(zero.get("stage3_prefetch_bucket_size", _PREFETCH))
@@ -113,7 +117,7 @@ def predict(
     if zero.get("offload_optimizer", {}).get("device", "none") != "none":
         # Gradients follow the optimizer's state; the buffers stay.
         host += master + optimizer + shard * FP32
-        gradients -= itemsize * shard if stage > 1 else 0
+        gradients -= added * shard if stage > 1 else 0
         master = optimizer = step = 0
     if zero.get("offload_param", {}).get("device", "none") != "none":
         host += weights

@@ -34,6 +34,7 @@ def predicted(
         length=length,
         itemsize=engine.TORCH_DTYPES[dtype].itemsize,
         recompute=settings.recompute,
+        fp32_gradients=settings.fp32_gradients and dtype != "fp32",
         documents=settings.micro_batch * length // _SHORT if settings.isolate_documents else None,
     )
 

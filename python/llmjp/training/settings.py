@@ -96,6 +96,9 @@ class TrainSettings:
 
     zero_stage: int = _setting(1, "what ZeRO shards", (0, 1, 2, 3))
     dtype: str = _setting("auto", "number format; auto: bf16 on a GPU, fp32 on a CPU", DTYPES)
+    fp32_gradients: bool = _setting(
+        False, "add the gradients of micro-batches up in fp32, whatever dtype is"
+    )
     recompute: bool = _setting(False, "recompute activations in the backward pass: less memory")
     kernels: str = _setting("on", "the ops of llmjp_ext, or plain PyTorch instead", ("on", "off"))
     offload: str = _setting("none", "what ZeRO keeps in the CPU's memory", OFFLOAD)
