@@ -127,6 +127,9 @@ class Filters {
     const bool make_list = held_ < 0;
     bool room = make_list;
     uint64_t rest = 0;
+    // A run of values of one bin is one addition: rows of equal logits would wait at one place.
+    int run_bin = -1;
+    uint64_t run = 0;
     for_each_value(
         most_ >= smallest && (by_weight_ || weight_.bin(most_) <= last_bin),
         [&](float value) {
@@ -136,7 +139,13 @@ class Filters {
           return in_question;
         },
         [&](float value, int id) {
-          histogram_.add(weight_.bin(value), amount_of(value));
+          const int bin = weight_.bin(value);
+          if (bin != run_bin) {
+            if (run_bin >= 0) histogram_.add(run_bin, run);
+            run_bin = bin;
+            run = 0;
+          }
+          run += amount_of(value);
           if (room) {
             const uint32_t place = device::shared_atomic_add(&listed_[0], 1u);
             room = place < kListed;
@@ -146,6 +155,7 @@ class Filters {
             }
           }
         });
+    if (run_bin >= 0) histogram_.add(run_bin, run);
     const auto sums = histogram_.sums();
     if (make_list) {
       const auto listed = device::shared_load<uint32_t>(&listed_[0]);
