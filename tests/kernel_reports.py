@@ -291,7 +291,8 @@ EXPECTATIONS: dict[str, Expectation] = {
     ),
     # Sorts a few thousand lengths at most, once for a whole pass.
     "attention_packed_order_kernel": Expectation(),
-    # k and v once; q and dout before the loop and in it, with a piece of their statistics each.
+    # k and v once; q and dout before the loop and in it, with a piece of their statistics each. Only
+    # the drawn number of the block waits for what an atomic answers.
     "attention_backward_kernel": Expectation(
         wide=lambda kernel: {
             "LDGSTS": (tile := BackwardTile.of(kernel)).pieces(2 * tile.keys + 4 * tile.queries)
@@ -301,6 +302,7 @@ EXPECTATIONS: dict[str, Expectation] = {
         exact=lambda kernel: {
             "HMMA": BackwardTile.of(kernel).products(),
             "LDSM": BackwardTile.of(kernel).matrix_loads(),
+            "ATOMG": 1,
         },
     ),
     # q once; keys and values before the loop and in it. A new key and value are stored, and either

@@ -45,9 +45,8 @@ class Turn {
 
   LLMJP_DEVICE void hand_on() {
     if (taken_ == nullptr) return;
-    device::thread_fence();
-    device::sync_warp();
-    if (device::lane_index() == 0) device::atomic_add(taken_, 1);
+    device::sync_warp();  // the release is of the other lanes' additions too
+    if (device::lane_index() == 0) device::add_release(taken_, 1);
     taken_ = nullptr;
   }
 

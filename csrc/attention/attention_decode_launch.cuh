@@ -1,6 +1,7 @@
 // Launches of the decode kernels for one tile and element type.
 #pragma once
 
+#include <algorithm>
 #include <limits>
 
 #include "attention/attention_decode.cuh"
@@ -18,7 +19,8 @@ void launch_attention_decode_tile(AttentionDecode params, host::Stream stream) {
   params.has_formulas = params.softcap > 0.0f || params.alibi != nullptr ||
                         !(params.scale >= std::numeric_limits<float>::min());
   params.exponent_scale = params.has_formulas ? kLog2E : params.scale * kLog2E;
-  params.group = params.heads / params.kv_heads;
+  // Without heads there is no row, but new keys to append.
+  params.group = std::max(1, params.heads / params.kv_heads);
   params.row_blocks = static_cast<int>(row_blocks_of(params, Tile::kRows));
   const int64_t blocks =
       int64_t{params.row_blocks} * params.kv_heads * params.splits * params.batch;

@@ -36,6 +36,10 @@ LLMJP_DEVICE int load_acquire(const int* address) {
 LLMJP_DEVICE void store_release(int* address, int value) {
   asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
+// Also what other threads wrote before a barrier that they and this one have passed.
+LLMJP_DEVICE void add_release(int* address, int value) {
+  asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+}
 
 // Orders this thread's earlier writes before its later ones for the whole device.
 LLMJP_DEVICE void thread_fence() { __threadfence(); }
@@ -69,6 +73,7 @@ T atomic_compare_and_swap(T* address, T expected, T value) {
 
 inline int load_acquire(const int* address) { return *static_cast<const volatile int*>(address); }
 inline void store_release(int* address, int value) { *static_cast<volatile int*>(address) = value; }
+inline void add_release(int* address, int value) { atomic_add(address, value); }
 inline void thread_fence() {}
 
 #endif

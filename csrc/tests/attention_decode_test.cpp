@@ -246,6 +246,9 @@ TEST(decode_reads_and_writes_only_what_is_there) {
 TEST(decode_of_narrow_heads_reads_nothing_beside_them) {
   check_problem({.head_dim = 40, .lengths = {37, 90}, .padding = 8});
   check_problem({.head_dim = 136, .tokens = 2, .fresh = 2, .lengths = {50}});
+  for (int head_dim = 8; head_dim <= 256; head_dim += 8) {
+    check_problem({.head_dim = head_dim, .heads = 1, .lengths = {4}, .page = 5});
+  }
 }
 
 TEST(decode_adds_up_any_number_of_parts) {
@@ -355,10 +358,12 @@ TEST(decode_of_random_problems) {
 }
 
 TEST(decode_appends_where_nothing_asks) {
-  Problem problem{.tokens = 0, .fresh = 5, .lengths = {3, 60}};
-  Operands operands(problem), untouched(problem);
-  run(operands);
-  check_append(operands, untouched);
+  for (const Problem& problem : {Problem{.tokens = 0, .fresh = 5, .lengths = {3, 60}},
+                                 Problem{.fresh = 5, .heads = 0, .lengths = {3, 60}}}) {
+    Operands operands(problem), untouched(problem);
+    run(operands);
+    check_append(operands, untouched);
+  }
 }
 
 // The rows of the first sequence are NaN, those of the second as without the first.

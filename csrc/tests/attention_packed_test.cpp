@@ -179,6 +179,13 @@ TEST(attention_of_senseless_lengths_touches_only_what_is_there) {
     const Packing mixed{lengths, other, 90, 90};
     CHECK_EQUAL(run(inputs, heads, mixed).lse.size(), size_t{90});
   }
+  std::mt19937 random(7);
+  Packing packing{{}, {}, 300, 200};
+  for (int i = 0; i <= 40; ++i) {  // more than a warp searches at once
+    packing.q.push_back(static_cast<int>(random() % 400) - 50);
+    packing.k.push_back(static_cast<int>(random() % 300) - 50);
+  }
+  CHECK_EQUAL(run(draw(packing, heads), heads, packing).lse.size(), size_t{300});
 }
 
 // Sequences that overlap share the counters by which the blocks of keys take turns.

@@ -91,7 +91,7 @@ void check_values(const Problem& problem, const Matrix& q, const Matrix& k, cons
   }
 }
 
-void check_problem(const Problem& problem) {
+void check_problem(const Problem& problem, int repeats = 3) {
   std::mt19937 random(11);
   const int row = problem.heads * problem.head_dim + problem.padding;
   const int kv_row = problem.kv_heads * problem.head_dim + problem.padding;
@@ -101,7 +101,7 @@ void check_problem(const Problem& problem) {
   q.draw(random), k.draw(random), v.draw(random);
   const Result first = run(problem, q, k, v);
   check_values(problem, q, k, v, first);
-  for (int again = 0; again < 3; ++again) {  // each launch has a seed of its own
+  for (int again = 0; again < repeats; ++again) {  // each launch has a seed of its own
     const Result other = run(problem, q, k, v);
     bool same = other.lse == first.lse;
     for (size_t i = 0; i < first.out.size(); ++i) same &= other.out[i].bits == first.out[i].bits;
@@ -117,6 +117,9 @@ TEST(attention_reads_and_writes_only_what_is_there) {
 TEST(attention_of_narrow_heads_reads_nothing_beside_them) {
   check_problem({19, 40, 2, 2, 40, -1, 0, 0});
   check_problem({19, 40, 1, 1, 136, 7, 2, 8});
+  for (int head_dim = 8; head_dim <= 256; head_dim += 8) {
+    check_problem({3, 5, 1, 1, head_dim, -1, 0, 0}, 1);
+  }
 }
 
 TEST(attention_of_several_tiles_keeps_its_bits_in_any_order) {
