@@ -291,8 +291,8 @@ EXPECTATIONS: dict[str, Expectation] = {
     ),
     # Sorts a few thousand lengths at most, once for a whole pass.
     "attention_packed_order_kernel": Expectation(),
-    # k and v once; q and dout before the loop and in it, with a piece of their statistics each. Only
-    # the drawn number of the block waits for what an atomic answers.
+    # k and v once; q and dout before the loop and in it, with a piece of their statistics each. The
+    # block's number alone waits for what an atomic answers.
     "attention_backward_kernel": Expectation(
         wide=lambda kernel: {
             "LDGSTS": (tile := BackwardTile.of(kernel)).pieces(2 * tile.keys + 4 * tile.queries)

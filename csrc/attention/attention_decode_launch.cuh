@@ -19,7 +19,8 @@ void launch_attention_decode_tile(AttentionDecode params, host::Stream stream) {
   params.has_formulas = params.softcap > 0.0f || params.alibi != nullptr ||
                         !(params.scale >= std::numeric_limits<float>::min());
   params.exponent_scale = params.has_formulas ? kLog2E : params.scale * kLog2E;
-  // Without heads there is no row, but new keys to append.
+  // Without heads there are no rows, but there may be new keys to append.
+  if (params.heads == 0) params.tokens = 0;
   params.group = std::max(1, params.heads / params.kv_heads);
   params.row_blocks = static_cast<int>(row_blocks_of(params, Tile::kRows));
   const int64_t blocks =
